@@ -1,0 +1,36 @@
+//! The pure core of Lastbeat: facts, the state that they fold to, and the one rule that decides who is alive.
+//!
+//! Everything here is a function of its arguments. Nothing reads a clock, draws a random number, does I/O or knows
+//! a database: time comes in as a [`Timestamp`], stamped by the store's log clock. That is what makes a verdict
+//! reproducible a year later from the log alone.
+//!
+//! | module | concept |
+//! | --- | --- |
+//! | [`time`] | instants of the log clock and spans, both in whole microseconds |
+//! | [`ids`] | run and claim identifiers, and names |
+//! | [`event`] | the facts, and their JSON lines |
+//! | [`run`] | the fold of one run's stream |
+//! | [`policy`] | a lane's windows |
+//! | [`listening`] | when anybody could have heard a heartbeat |
+//! | [`verdict`] | **the rule** |
+//! | [`decide`](mod@decide) | commands to events, or a refusal |
+//! | [`explain`](mod@explain) | a verdict as sentences |
+
+pub mod decide;
+pub mod event;
+pub mod explain;
+pub mod ids;
+pub mod listening;
+pub mod policy;
+pub mod run;
+pub mod time;
+pub mod verdict;
+
+pub use decide::{Command, Context, Refusal, RefusalCode, decide};
+pub use event::{Event, Line, Recorded, RunEvent, ServiceEvent, ServiceRecorded};
+pub use ids::{ClaimId, Name, RunId};
+pub use listening::Listening;
+pub use policy::{LanePolicy, Terms};
+pub use run::{Run, Status};
+pub use time::{Span, Timestamp};
+pub use verdict::{Liveness, Rule, Verdict, judge};

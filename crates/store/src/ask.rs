@@ -1,0 +1,136 @@
+//! Questions about runs. Every answer is a verdict of [`judge`](lastbeat_domain::judge): reading is judging.
+
+use std::sync::Arc;
+
+use lastbeat_domain::{Liveness, Name, Run, RunId, Status, Timestamp};
+
+use crate::error::StoreError;
+use crate::record::{Stored, fold};
+use crate::{Filter, Judged, Store};
+
+/// How many facts are read of a stream at a time.
+const PAGE_FACTS: usize = 10_000;
+/// How many runs are read at a time while looking for those with a verdict.
+const PAGE_RUNS: usize = 500;
+
+/// Returns a run judged at the log's now; `None` if there is no such run.
+///
+/// # Errors
+/// If the store fails.
+pub async fn run(store: &dyn Store, id: RunId) -> Result<Option<Judged>, StoreError> {
+    let Some(run) = store.run(id).await? else {
+        return Ok(None);
+    };
+    let at = store.now().await?.max(run.updated_at);
+    Ok(Some(judged(store, run, at).await?))
+}
+
+/// Returns a run as it was at log time `at`, judged then by what was known then; `None` if it was not there yet. An
+/// instant in the future is answered as if nothing more were heard until then.
+///
+/// # Errors
+/// If the store fails, or the stream is damaged.
+pub async fn run_at(store: &dyn Store, id: RunId, at: Timestamp) -> Result<Option<Judged>, StoreError> {
+    let mut stream = whole_stream(store, id).await?;
+    stream.retain(|fact| fact.recorded_at() <= at);
+    let run = fold(&stream).map_err(|source| StoreError::CorruptStream { run: id, source })?;
+    match run {
+        Some(run) => Ok(Some(judged(store, run, at).await?)),
+        None => Ok(None),
+    }
+}
+
+/// Returns the whole stream of a run; empty if there is no such run.
+///
+/// # Errors
+/// If the store fails.
+pub async fn whole_stream(store: &dyn Store, id: RunId) -> Result<Vec<Stored>, StoreError> {
+    let mut stream = Vec::new();
+    let mut after = Some(0);
+    while let Some(version) = after {
+        let page = store.stream(id, version, PAGE_FACTS).await?;
+        stream.extend(page.facts);
+        after = page.next;
+    }
+    Ok(stream)
+}
+
+/// A page of judged runs.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The runs, newest first.
+    pub runs: Vec<Judged>,
+    /// The run after which the next page begins; `None` when there is none.
+    pub next: Option<RunId>,
+}
+
+/// Returns a page of runs, newest first, judged at the log's now. With `liveness` only those with that verdict.
+///
+/// # Errors
+/// If the store fails.
+pub async fn list(
+    store: &dyn Store,
+    filter: &Filter,
+    liveness: Option<Liveness>,
+    after: Option<RunId>,
+    limit: usize,
+) -> Result<Page, StoreError> {
+    let at = store.now().await?;
+    let service = store.service_log().await?;
+    let (mut runs, mut after) = (Vec::new(), after);
+    loop {
+        let found = store.list(filter, after, PAGE_RUNS.max(limit + 1)).await?;
+        let last = found.len() < PAGE_RUNS.max(limit + 1);
+        after = found.last().map(|run| run.id).or(after);
+        for run in found {
+            let at = at.max(run.updated_at);
+            let (policy, listening) = (service.policy(&run.lane, at), Arc::new(service.listening(at)));
+            let judged = Judged::new(run, policy, listening, at);
+            if liveness.is_none_or(|liveness| judged.verdict.liveness == liveness) {
+                runs.push(judged);
+            }
+        }
+        if last || runs.len() > limit {
+            break;
+        }
+    }
+    let more = runs.len() > limit;
+    runs.truncate(limit);
+    let next = if more { runs.last().map(|judged| judged.run.id) } else { None };
+    Ok(Page { runs, next })
+}
+
+/// Returns the open runs of a lane that would lapse at once under other terms, and have not lapsed under its own.
+///
+/// # Errors
+/// If the store fails.
+pub async fn would_lapse(
+    store: &dyn Store,
+    lane: &Name,
+    terms: &lastbeat_domain::Terms,
+) -> Result<Vec<RunId>, StoreError> {
+    let statuses = vec![Status::Pending, Status::Claimed, Status::Running];
+    let filter = Filter { lane: Some(lane.clone()), goal: None, statuses };
+    let (mut lapsing, mut after) = (Vec::new(), None);
+    loop {
+        let page = list(store, &filter, None, after, PAGE_RUNS).await?;
+        for judged in &page.runs {
+            let mut policy = judged.policy.clone();
+            policy.terms = terms.clone();
+            let other = Judged::new(judged.run.clone(), policy, Arc::clone(&judged.listening), judged.at);
+            if other.verdict.is_lapsed() && !judged.verdict.is_lapsed() {
+                lapsing.push(judged.run.id);
+            }
+        }
+        after = page.next;
+        if after.is_none() {
+            return Ok(lapsing);
+        }
+    }
+}
+
+async fn judged(store: &dyn Store, run: Run, at: Timestamp) -> Result<Judged, StoreError> {
+    let service = store.service_log().await?;
+    let policy = service.policy(&run.lane, at);
+    Ok(Judged::new(run, policy, Arc::new(service.listening(at)), at))
+}

@@ -1,0 +1,168 @@
+//! The append-only log of Lastbeat, its projection, and the one path on which both are written.
+//!
+//! A [`Store`] is asked and told through the trait; [`sqlite::SqliteStore`] keeps it in one file. Facts are the truth,
+//! the projection is made from them, and no answer about a run comes from here without [`judge`]: see [`ask`].
+//!
+//! Every write goes through [`Store::execute`] or its sibling [`Store::import`].
+
+pub mod ask;
+mod clock;
+mod error;
+mod import;
+mod packing;
+mod record;
+mod service;
+pub mod sqlite;
+mod verify;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use lastbeat_domain::decide::Command;
+use lastbeat_domain::{
+    LanePolicy, Listening, Name, Recorded, Run, RunId, ServiceRecorded, Status, Timestamp, Verdict, judge,
+};
+use serde_json::Value;
+
+pub use clock::{Clock, SystemClock};
+pub use error::{CommandError, ImportError, StoreError};
+pub use import::{CheckedImport, ImportReport, check as check_import};
+pub use record::{Stored, UnknownFact, fold};
+pub use service::ServiceLog;
+pub use verify::{Damage, DamageKind, VerifyReport};
+
+/// A run judged at an instant, with what it was judged by.
+#[derive(Clone, Debug)]
+pub struct Judged {
+    /// The run as its stream said at that instant.
+    pub run: Run,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The policy that was in force.
+    pub policy: LanePolicy,
+    /// The listening record as of that instant.
+    pub listening: Arc<Listening>,
+    /// The log time of the verdict.
+    pub at: Timestamp,
+}
+
+impl Judged {
+    /// Judges a run at log time `at`.
+    pub fn new(run: Run, policy: LanePolicy, listening: Arc<Listening>, at: Timestamp) -> Judged {
+        let verdict = judge(&run, &policy, &listening, at);
+        Judged { run, verdict, policy, listening, at }
+    }
+}
+
+/// What became of a command that was carried out.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The run after it, judged at the log time of the command; `None` for a command about no run.
+    pub judged: Option<Box<Judged>>,
+    /// The facts of the run that were appended.
+    pub appended: Vec<Recorded>,
+    /// The service facts that were appended.
+    pub service: Vec<ServiceRecorded>,
+    /// True when `create` found an open run with the unique key: that run is the answer, and nothing was appended.
+    pub existing: bool,
+    /// What the executor is to work on, for a claim.
+    pub input: Option<Value>,
+    /// How many runs were re-armed.
+    pub rearmed: u64,
+}
+
+/// What became of one command of a batch.
+pub type Outcome = Result<Answer, CommandError>;
+
+/// Which runs to list.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Only runs of this lane.
+    pub lane: Option<Name>,
+    /// Only runs of this goal.
+    pub goal: Option<Name>,
+    /// Only runs of these statuses; empty: of any.
+    pub statuses: Vec<Status>,
+}
+
+/// A run that a sweeper is to look at.
+#[derive(Clone, Debug)]
+pub struct Due {
+    /// The run, judged at the log time of the look.
+    pub judged: Judged,
+    /// The log time for which the look was due.
+    pub check_at: Timestamp,
+}
+
+/// A page of a run's stream.
+#[derive(Clone, Debug)]
+pub struct StreamPage {
+    /// The facts, in order.
+    pub facts: Vec<Stored>,
+    /// The version after which the next page begins; `None` when there is none.
+    pub next: Option<u64>,
+}
+
+/// What takes the lines of an export, one at a time.
+pub type LineSink<'a> = dyn FnMut(&str) -> std::io::Result<()> + Send + 'a;
+
+/// A log of facts and its projection.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// Carries out a batch of commands and answers each, in order, once what it appended is durable. One bad command
+    /// never fails the others. Commands about the same run are carried out in order, but not in one transaction.
+    async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome>;
+
+    /// Returns the log's now: the later of the clock and the latest instant that the store holds.
+    async fn now(&self) -> Result<Timestamp, StoreError>;
+
+    /// Returns what the service events say.
+    async fn service_log(&self) -> Result<Arc<ServiceLog>, StoreError>;
+
+    /// Returns a run as the projection says; `None` if there is no such run.
+    async fn run(&self, id: RunId) -> Result<Option<Run>, StoreError>;
+
+    /// Returns a page of a run's stream: at most `limit` facts after version `after`. Empty if there is no such run.
+    async fn stream(&self, id: RunId, after: u64, limit: usize) -> Result<StreamPage, StoreError>;
+
+    /// Returns runs, newest first, at most `limit`, beginning after the run `after`.
+    async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError>;
+
+    /// Returns the runs that a sweeper is to look at by log time `now`, the longest due first.
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError>;
+
+    /// Returns the log time at which the next run is due.
+    async fn next_due(&self) -> Result<Option<Timestamp>, StoreError>;
+
+    /// Returns the lanes whose policy was set since all their open runs were armed.
+    async fn lanes_to_rearm(&self) -> Result<Vec<Name>, StoreError>;
+
+    /// Returns every lane that was ever named.
+    async fn lanes(&self) -> Result<Vec<Name>, StoreError>;
+
+    /// Counts the runs of a lane by status.
+    async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError>;
+
+    /// Makes checked histories part of the store, all or nothing.
+    async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError>;
+
+    /// Hands every fact to `sink`, as one line each: the service events, then run by run, as of one instant. Returns
+    /// the number of lines.
+    async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError>;
+
+    /// Compares the projection with the fold of the truth and looks for every kind of damage.
+    async fn verify(&self) -> Result<VerifyReport, StoreError>;
+
+    /// Finishes what is under way and closes the store.
+    async fn close(&self);
+}
+
+/// Opens the store that a database URL names. `create` makes and migrates it where it is missing.
+///
+/// # Errors
+/// If the URL is of no known form, or the database is missing, unreadable, another program's or too new.
+pub async fn open(url: &str, create: bool) -> Result<Arc<dyn Store>, StoreError> {
+    let store = sqlite::SqliteStore::open(url, create, Arc::new(SystemClock)).await?;
+    Ok(Arc::new(store))
+}

@@ -1,0 +1,210 @@
+//! The embedded store: one SQLite file, shared by any number of processes of one machine.
+
+mod import;
+mod open;
+mod read;
+mod rows;
+mod transaction;
+mod verify;
+mod write;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lastbeat_domain::decide::Command;
+use lastbeat_domain::{Name, Run, RunId, ServiceRecorded, Status, Timestamp};
+use sqlx::Row;
+use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::Clock;
+use crate::error::{CommandError, ImportError, StoreError};
+use crate::import::{CheckedImport, ImportReport};
+use crate::service::ServiceLog;
+use crate::verify::VerifyReport;
+use crate::{Due, Filter, Judged, LineSink, Outcome, Store, StreamPage};
+
+use self::writer::Job;
+
+/// How many connections read at a time.
+const READERS_MAX: u32 = 4;
+/// How long a question waits for one of them.
+const READER_WAIT: Duration = Duration::from_secs(30);
+
+/// A store in one SQLite file.
+pub struct SqliteStore {
+    path: PathBuf,
+    clock: Arc<dyn Clock>,
+    readers: SqlitePool,
+    writer: mpsc::Sender<Job>,
+    /// The service events as they were last read.
+    service: Mutex<Arc<ServiceLog>>,
+}
+
+impl SqliteStore {
+    /// Opens the file that `url` names, and migrates it. `create` makes it where it is missing. Log time is drawn from
+    /// `clock`.
+    ///
+    /// # Errors
+    /// If the URL is of no known form, or the file is missing, unreadable, another program's or of a newer schema.
+    pub async fn open(url: &str, create: bool, clock: Arc<dyn Clock>) -> Result<SqliteStore, StoreError> {
+        let path = open::path_of(url)?;
+        let connection = open::open_and_migrate(&path, create).await?;
+        let writer = writer::start(connection, Arc::clone(&clock));
+        let options = open::options(&path, false).pragma("query_only", "ON");
+        let pool =
+            SqlitePoolOptions::new().min_connections(0).max_connections(READERS_MAX).acquire_timeout(READER_WAIT);
+        let readers = pool.connect_lazy_with(options);
+        Ok(SqliteStore { path, clock, readers, writer, service: Mutex::default() })
+    }
+
+    /// Returns the file.
+    pub fn path(&self) -> &std::path::Path {
+        &self.path
+    }
+
+    async fn service_log_in(&self, snapshot: &mut SqliteConnection) -> Result<Arc<ServiceLog>, StoreError> {
+        let known = Arc::clone(&self.service.lock().unwrap_or_else(PoisonError::into_inner));
+        let log = read::refresh_service_log(snapshot, &known).await?;
+        let mut latest = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.through < log.through {
+            *latest = Arc::clone(&log);
+        }
+        Ok(log)
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
+        let mut replies = Vec::with_capacity(batch.len());
+        for command in batch {
+            let (reply, answer) = oneshot::channel();
+            let sent = self.writer.send(Job::Execute { command, reply }).await;
+            replies.push(sent.map(|()| answer));
+        }
+        let mut outcomes = Vec::with_capacity(replies.len());
+        for reply in replies {
+            let outcome = match reply {
+                Ok(answer) => answer.await.unwrap_or(Err(CommandError::Failed(StoreError::Closed))),
+                Err(_) => Err(CommandError::Failed(StoreError::Closed)),
+            };
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
+    async fn now(&self) -> Result<Timestamp, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        Ok(self.clock.now().max(read::latest_at(&mut snapshot).await?))
+    }
+
+    async fn service_log(&self) -> Result<Arc<ServiceLog>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        self.service_log_in(&mut snapshot).await
+    }
+
+    async fn run(&self, id: RunId) -> Result<Option<Run>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        Ok(read::run_row(&mut snapshot, id).await?.map(|row| row.run))
+    }
+
+    async fn stream(&self, id: RunId, after: u64, limit: usize) -> Result<StreamPage, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        match read::run_row(&mut snapshot, id).await? {
+            Some(row) => read::stream(&mut snapshot, &row, after, limit).await,
+            None => Ok(StreamPage { facts: Vec::new(), next: None }),
+        }
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::list(&mut snapshot, filter, after, limit).await
+    }
+
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        let service = self.service_log_in(&mut snapshot).await?;
+        let listening = Arc::new(service.listening(now));
+        let due = read::due(&mut snapshot, now, limit).await?;
+        let judge = |(run, check_at): (Run, Timestamp)| {
+            let policy = service.policy(&run.lane, now);
+            Due { judged: Judged::new(run, policy, Arc::clone(&listening), now), check_at }
+        };
+        Ok(due.into_iter().map(judge).collect())
+    }
+
+    async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::next_due(&mut snapshot).await
+    }
+
+    async fn lanes_to_rearm(&self) -> Result<Vec<Name>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::lanes(&mut snapshot, true).await
+    }
+
+    async fn lanes(&self) -> Result<Vec<Name>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::lanes(&mut snapshot, false).await
+    }
+
+    async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::count(&mut snapshot, lane).await
+    }
+
+    async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
+        let (reply, answer) = oneshot::channel();
+        let import = Box::new(import);
+        self.writer.send(Job::Import { import, reply }).await.map_err(|_| StoreError::Closed)?;
+        answer.await.unwrap_or(Err(ImportError::Store(StoreError::Closed)))
+    }
+
+    async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        let mut lines = 0;
+        let service = sqlx::query("SELECT recorded_at, body FROM events WHERE run IS NULL ORDER BY position")
+            .fetch_all(&mut *snapshot)
+            .await?;
+        for row in service {
+            let recorded_at = Timestamp::from_micros(row.try_get("recorded_at")?);
+            let body: String = row.try_get("body")?;
+            let event = serde_json::from_str(&body).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+            let line = rows::to_json(&ServiceRecorded { recorded_at, event });
+            sink(line.as_str()).map_err(StoreError::Output)?;
+            lines += 1;
+        }
+        let mut after = 0;
+        loop {
+            let page = read::run_rows(&mut snapshot, after, 500).await?;
+            let Some(last) = page.last() else { return Ok(lines) };
+            after = last.number;
+            for row in &page {
+                for fact in read::whole_stream(&mut snapshot, row).await? {
+                    let line = rows::to_json(&fact);
+                    sink(line.as_str()).map_err(StoreError::Output)?;
+                    lines += 1;
+                }
+            }
+        }
+    }
+
+    async fn verify(&self) -> Result<VerifyReport, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        let service = self.service_log_in(&mut snapshot).await?;
+        verify::verify(&mut snapshot, &service, self.clock.now()).await
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        let (reply, done) = oneshot::channel();
+        if self.writer.send(Job::Close { reply }).await.is_ok() {
+            let _ = done.await;
+        }
+    }
+}

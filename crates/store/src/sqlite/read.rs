@@ -1,0 +1,240 @@
+//! The statements that read. Each question is answered from one snapshot.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use lastbeat_domain::event::RunEvent;
+use lastbeat_domain::{Line, Name, Recorded, Run, RunId, Status, Timestamp};
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::rows::{RUN_COLUMNS, RunRow, read_run, signed, unsigned};
+use crate::error::StoreError;
+use crate::packing::{self, Beat};
+use crate::record::{Stored, decode_run_event};
+use crate::service::ServiceLog;
+use crate::{Filter, StreamPage};
+
+/// Reads the service events that were appended since `known`.
+pub(super) async fn refresh_service_log(
+    connection: &mut SqliteConnection,
+    known: &Arc<ServiceLog>,
+) -> Result<Arc<ServiceLog>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT position, recorded_at, type, body FROM events WHERE run IS NULL AND position > ? ORDER BY position",
+    )
+    .bind(known.through)
+    .fetch_all(connection)
+    .await?;
+    if rows.is_empty() {
+        return Ok(Arc::clone(known));
+    }
+    let mut log = ServiceLog::clone(known);
+    for row in rows {
+        let recorded_at = Timestamp::from_micros(row.try_get("recorded_at")?);
+        let body: String = row.try_get("body")?;
+        match service_line(recorded_at, &body) {
+            Some(Line::Service(recorded)) => log.push(recorded),
+            // A newer program's event; what it means for this one is nothing.
+            _ => log.unknown += 1,
+        }
+        log.through = row.try_get("position")?;
+    }
+    Ok(Arc::new(log))
+}
+
+/// Puts the envelope round the stored body of a service event.
+fn service_line(recorded_at: Timestamp, body: &str) -> Option<Line> {
+    let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(body).ok()?;
+    object.insert("recorded_at".to_owned(), recorded_at.to_string().into());
+    Line::parse(&serde_json::Value::Object(object).to_string()).ok()
+}
+
+pub(super) async fn latest_at(connection: &mut SqliteConnection) -> Result<Timestamp, StoreError> {
+    let micros: i64 = sqlx::query_scalar("SELECT latest_at FROM head").fetch_one(connection).await?;
+    Ok(Timestamp::from_micros(micros))
+}
+
+pub(super) async fn run_row(connection: &mut SqliteConnection, id: RunId) -> Result<Option<RunRow>, StoreError> {
+    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE id = ?");
+    let query = sqlx::query(AssertSqlSafe(select)).bind(id.as_uuid().as_bytes().to_vec());
+    query.fetch_optional(connection).await?.as_ref().map(read_run).transpose()
+}
+
+/// Runs with their numbers after `after`, in the order of their numbers.
+pub(super) async fn run_rows(
+    connection: &mut SqliteConnection,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<RunRow>, StoreError> {
+    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number > ? ORDER BY number LIMIT ?");
+    let rows = sqlx::query(AssertSqlSafe(select)).bind(after).bind(limit).fetch_all(connection).await?;
+    rows.iter().map(read_run).collect()
+}
+
+/// Runs, newest first, beginning after the run `after`.
+pub(super) async fn list(
+    connection: &mut SqliteConnection,
+    filter: &Filter,
+    after: Option<RunId>,
+    limit: usize,
+) -> Result<Vec<Run>, StoreError> {
+    let after = match after {
+        None => i64::MAX,
+        Some(id) => match run_row(connection, id).await? {
+            Some(row) => row.number,
+            None => return Ok(Vec::new()),
+        },
+    };
+    let statuses: Vec<&str> = filter.statuses.iter().map(|status| status.as_str()).collect();
+    let mut select = sqlx::QueryBuilder::<sqlx::Sqlite>::new("SELECT ");
+    select.push(RUN_COLUMNS).push(" FROM runs WHERE number < ").push_bind(after);
+    if let Some(lane) = &filter.lane {
+        select.push(" AND lane = ").push_bind(lane.as_str());
+    }
+    if let Some(goal) = &filter.goal {
+        select.push(" AND goal = ").push_bind(goal.as_str());
+    }
+    if !statuses.is_empty() {
+        select.push(" AND status IN (");
+        let mut words = select.separated(", ");
+        for status in statuses {
+            words.push_bind(status);
+        }
+        select.push(")");
+    }
+    select.push(" ORDER BY number DESC LIMIT ").push_bind(signed(limit as u64));
+    let rows = select.build().fetch_all(connection).await?;
+    rows.iter().map(|row| read_run(row).map(|row| row.run)).collect()
+}
+
+/// A page of a run's stream: rows of events, segments and the tail, in the order of their versions.
+pub(super) async fn stream(
+    connection: &mut SqliteConnection,
+    row: &RunRow,
+    after: u64,
+    limit: usize,
+) -> Result<StreamPage, StoreError> {
+    let mut facts = events(connection, row, after, limit + 1).await?;
+    let plain = |beat: Beat, attempt: u32| {
+        let event = RunEvent::Heartbeat { attempt, progress: None };
+        let recorded_at = Timestamp::from_micros(beat.at);
+        Stored::Known(Recorded { run: row.run.id, version: beat.version, recorded_at, event })
+    };
+    let segments = sqlx::query(
+        "SELECT first_version, attempt, first_at, count, data FROM segments \
+         WHERE run = ? AND last_version > ? ORDER BY first_version LIMIT ?",
+    )
+    .bind(row.number)
+    .bind(signed(after))
+    .bind(signed(limit as u64 + 1))
+    .fetch_all(connection)
+    .await?;
+    for segment in &segments {
+        let (attempt, beats) = read_segment(row.run.id, segment)?;
+        facts.extend(beats.into_iter().filter(|beat| beat.version > after).map(|beat| plain(beat, attempt)));
+    }
+    let tail = packing::unpack_tail(&row.tail)
+        .map_err(|error| StoreError::Corrupt(format!("the tail of run {}: {error}", row.run.id)))?;
+    let tail = tail.into_iter().filter(|beat| beat.version > after);
+    facts.extend(tail.map(|beat| plain(beat, row.run.attempt)));
+    facts.sort_by_key(Stored::version);
+    let more = facts.len() > limit;
+    facts.truncate(limit);
+    let next = if more { facts.last().map(Stored::version) } else { None };
+    Ok(StreamPage { facts, next })
+}
+
+/// The whole stream of a run.
+pub(super) async fn whole_stream(connection: &mut SqliteConnection, row: &RunRow) -> Result<Vec<Stored>, StoreError> {
+    // A bound that no stream reaches, and one more still fits a signed integer.
+    const ALL: usize = (i64::MAX / 4) as usize;
+    Ok(stream(connection, row, 0, ALL).await?.facts)
+}
+
+async fn events(
+    connection: &mut SqliteConnection,
+    row: &RunRow,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<Stored>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT version, recorded_at, schema, body FROM events WHERE run = ? AND version > ? ORDER BY version LIMIT ?",
+    )
+    .bind(row.number)
+    .bind(signed(after))
+    .bind(signed(limit as u64))
+    .fetch_all(connection)
+    .await?;
+    let read = |event: &sqlx::sqlite::SqliteRow| {
+        let version = unsigned(event.try_get("version")?)?;
+        let recorded_at = Timestamp::from_micros(event.try_get("recorded_at")?);
+        let body: String = event.try_get("body")?;
+        decode_run_event(row.run.id, version, recorded_at, event.try_get("schema")?, &body)
+    };
+    rows.iter().map(read).collect()
+}
+
+/// Unpacks a row of `segments`: its attempt and its heartbeats.
+pub(super) fn read_segment(run: RunId, row: &sqlx::sqlite::SqliteRow) -> Result<(u32, Vec<Beat>), StoreError> {
+    let damaged = || StoreError::Corrupt(format!("a segment of run {run} cannot be unpacked"));
+    let first = Beat { version: unsigned(row.try_get("first_version")?)?, at: row.try_get("first_at")? };
+    let count = usize::try_from(row.try_get::<i64, _>("count")?).map_err(|_| damaged())?;
+    let attempt = u32::try_from(row.try_get::<i64, _>("attempt")?).map_err(|_| damaged())?;
+    let data: Vec<u8> = row.try_get("data")?;
+    let beats = packing::unpack_segment(first, count, &data).map_err(|_| damaged())?;
+    Ok((attempt, beats))
+}
+
+/// The runs that are due by `now`, with the instants for which they were, the longest due first.
+pub(super) async fn due(
+    connection: &mut SqliteConnection,
+    now: Timestamp,
+    limit: usize,
+) -> Result<Vec<(Run, Timestamp)>, StoreError> {
+    let rows = sqlx::query("SELECT run, check_at FROM due WHERE check_at <= ? ORDER BY check_at LIMIT ?")
+        .bind(now.as_micros())
+        .bind(signed(limit as u64))
+        .fetch_all(&mut *connection)
+        .await?;
+    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number = ?");
+    let mut due = Vec::with_capacity(rows.len());
+    for row in rows {
+        let number: i64 = row.try_get("run")?;
+        let run = sqlx::query(AssertSqlSafe(select.clone())).bind(number).fetch_optional(&mut *connection).await?;
+        if let Some(run) = run.as_ref().map(read_run).transpose()? {
+            due.push((run.run, Timestamp::from_micros(row.try_get("check_at")?)));
+        }
+    }
+    Ok(due)
+}
+
+pub(super) async fn next_due(connection: &mut SqliteConnection) -> Result<Option<Timestamp>, StoreError> {
+    let micros: Option<i64> = sqlx::query_scalar("SELECT min(check_at) FROM due").fetch_one(connection).await?;
+    Ok(micros.map(Timestamp::from_micros))
+}
+
+pub(super) async fn lanes(connection: &mut SqliteConnection, changed_only: bool) -> Result<Vec<Name>, StoreError> {
+    let names: Vec<String> =
+        sqlx::query_scalar("SELECT lane FROM lanes WHERE rearm_after IS NOT NULL OR NOT ? ORDER BY lane")
+            .bind(changed_only)
+            .fetch_all(connection)
+            .await?;
+    let name = |name: String| Name::new(name).map_err(|error| StoreError::Corrupt(format!("a lane: {error}")));
+    names.into_iter().map(name).collect()
+}
+
+pub(super) async fn count(connection: &mut SqliteConnection, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
+    let mut counts = BTreeMap::new();
+    let rows = sqlx::query("SELECT status, count(*) AS runs FROM runs WHERE lane = ? GROUP BY status")
+        .bind(lane.as_str())
+        .fetch_all(connection)
+        .await?;
+    for row in rows {
+        let word: String = row.try_get("status")?;
+        let status = Status::ALL.into_iter().find(|status| status.as_str() == word);
+        let status = status.ok_or_else(|| StoreError::Corrupt(format!("`{word}` is no status")))?;
+        counts.insert(status, unsigned(row.try_get("runs")?)?);
+    }
+    Ok(counts)
+}

@@ -1,0 +1,200 @@
+//! Rows to values and back.
+
+use lastbeat_domain::event::RunEvent;
+use lastbeat_domain::run::{CancelRequest, Claim, LastBeat, Outcome, Reaped, Waiting};
+use lastbeat_domain::verdict::BasisFact;
+use lastbeat_domain::{ClaimId, Name, Run, RunId, Status, Timestamp};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use sqlx::Row;
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use uuid::Uuid;
+
+use crate::error::StoreError;
+
+type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
+
+/// A run of the projection with its number inside the store and its tail.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct RunRow {
+    pub(super) number: i64,
+    pub(super) run: Run,
+    pub(super) tail: Vec<u8>,
+}
+
+/// All columns of `runs`, for SELECT.
+pub(super) const RUN_COLUMNS: &str = "number, id, lane, goal, device, unique_key, labels, status, attempt, claim, \
+     executor, claim_device, claimed_at, claimed_version, created_at, not_before, waiting_fact, waiting_version, due_at, \
+     started_at, last_beat_at, last_beat_version, beats, progress, cancel_requested, reaped, outcome, version, \
+     updated_at, quarantined, tail";
+
+/// Writes a whole row of `runs`; the number is the first argument, the rest in the order of [`bind_run`].
+pub(super) const PUT_RUN: &str = "INSERT INTO runs (number, id, lane, goal, device, unique_key, labels, status, \
+     attempt, claim, executor, claim_device, claimed_at, claimed_version, created_at, not_before, waiting_fact, \
+     waiting_version, due_at, started_at, last_beat_at, last_beat_version, beats, progress, cancel_requested, reaped, \
+     outcome, version, updated_at, quarantined, tail) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+     ON CONFLICT (number) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, claim = excluded.claim, \
+     executor = excluded.executor, claim_device = excluded.claim_device, claimed_at = excluded.claimed_at, \
+     claimed_version = excluded.claimed_version, not_before = excluded.not_before, \
+     waiting_fact = excluded.waiting_fact, waiting_version = excluded.waiting_version, due_at = excluded.due_at, \
+     started_at = excluded.started_at, last_beat_at = excluded.last_beat_at, \
+     last_beat_version = excluded.last_beat_version, beats = excluded.beats, progress = excluded.progress, \
+     cancel_requested = excluded.cancel_requested, reaped = excluded.reaped, outcome = excluded.outcome, \
+     version = excluded.version, updated_at = excluded.updated_at, quarantined = excluded.quarantined, \
+     tail = excluded.tail";
+
+/// Binds a row for [`PUT_RUN`].
+pub(super) fn bind_run<'q>(query: Query<'q>, row: &RunRow) -> Query<'q> {
+    let run = &row.run;
+    let claim = run.claim.as_ref();
+    let text = |name: Option<&Name>| name.map(|name| name.as_str().to_owned());
+    query
+        .bind(row.number)
+        .bind(run.id.as_uuid().as_bytes().to_vec())
+        .bind(run.lane.as_str().to_owned())
+        .bind(text(run.goal.as_ref()))
+        .bind(text(run.device.as_ref()))
+        .bind(text(run.unique_key.as_ref()))
+        .bind(to_json(&run.labels))
+        .bind(run.status.as_str())
+        .bind(i64::from(run.attempt))
+        .bind(claim.and_then(|claim| claim.id.as_ref()).map(|id| id.as_str().to_owned()))
+        .bind(text(claim.map(|claim| &claim.executor)))
+        .bind(text(claim.and_then(|claim| claim.device.as_ref())))
+        .bind(claim.map(|claim| claim.at.as_micros()))
+        .bind(claim.map(|claim| signed(claim.version)))
+        .bind(run.created_at.as_micros())
+        .bind(run.not_before.map(Timestamp::as_micros))
+        .bind(run.waiting.fact.as_str())
+        .bind(signed(run.waiting.version))
+        .bind(run.waiting.due_at.as_micros())
+        .bind(run.started_at.map(Timestamp::as_micros))
+        .bind(run.last_beat.map(|beat| beat.at.as_micros()))
+        .bind(run.last_beat.map(|beat| signed(beat.version)))
+        .bind(signed(run.beats))
+        .bind(run.progress.as_ref().map(to_json))
+        .bind(run.cancel_requested.as_ref().map(to_json))
+        .bind(to_json(&run.reaped))
+        .bind(run.outcome.as_ref().map(to_json))
+        .bind(signed(run.version))
+        .bind(run.updated_at.as_micros())
+        .bind(run.quarantined.clone())
+        .bind(row.tail.clone())
+}
+
+/// Reads a row of `runs`.
+pub(super) fn read_run(row: &SqliteRow) -> Result<RunRow, StoreError> {
+    let id = read_id(row, "id")?;
+    let claim = match read_name(row, "executor")? {
+        None => None,
+        Some(executor) => Some(Claim {
+            id: row.try_get::<Option<String>, _>("claim")?.map(|text| parse::<ClaimId>("claim", &text)).transpose()?,
+            executor,
+            device: read_name(row, "claim_device")?,
+            at: read_instant(row, "claimed_at")?.ok_or_else(|| missing(id, "claimed_at"))?,
+            version: read_count(row, "claimed_version")?.ok_or_else(|| missing(id, "claimed_version"))?,
+        }),
+    };
+    let last_beat = match (read_instant(row, "last_beat_at")?, read_count(row, "last_beat_version")?) {
+        (Some(at), Some(version)) => Some(LastBeat { at, version }),
+        _ => None,
+    };
+    let run = Run {
+        id,
+        lane: read_name(row, "lane")?.ok_or_else(|| missing(id, "lane"))?,
+        goal: read_name(row, "goal")?,
+        device: read_name(row, "device")?,
+        unique_key: read_name(row, "unique_key")?,
+        labels: read_json(row, "labels")?.unwrap_or_default(),
+        status: read_word::<Status>(row, "status")?,
+        attempt: u32::try_from(row.try_get::<i64, _>("attempt")?).map_err(|_| missing(id, "attempt"))?,
+        claim,
+        created_at: read_instant(row, "created_at")?.ok_or_else(|| missing(id, "created_at"))?,
+        not_before: read_instant(row, "not_before")?,
+        waiting: Waiting {
+            fact: read_word::<BasisFact>(row, "waiting_fact")?,
+            version: read_count(row, "waiting_version")?.unwrap_or(1),
+            due_at: read_instant(row, "due_at")?.ok_or_else(|| missing(id, "due_at"))?,
+        },
+        started_at: read_instant(row, "started_at")?,
+        last_beat,
+        beats: read_count(row, "beats")?.unwrap_or(0),
+        progress: read_json(row, "progress")?,
+        cancel_requested: read_json::<CancelRequest>(row, "cancel_requested")?,
+        reaped: read_json::<Vec<Reaped>>(row, "reaped")?.unwrap_or_default(),
+        outcome: read_json::<Outcome>(row, "outcome")?,
+        version: read_count(row, "version")?.unwrap_or(0),
+        updated_at: read_instant(row, "updated_at")?.ok_or_else(|| missing(id, "updated_at"))?,
+        quarantined: row.try_get("quarantined")?,
+    };
+    Ok(RunRow { number: row.try_get("number")?, run, tail: row.try_get("tail")? })
+}
+
+/// Returns what `created` says that the projection does not carry.
+pub(super) fn input_of(event: &RunEvent) -> Option<serde_json::Value> {
+    match event {
+        RunEvent::Created { input, .. } => input.clone(),
+        _ => None,
+    }
+}
+
+/// Counts are stored as signed integers; none comes near the sign.
+pub(super) fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+/// Reads a count that was stored as a signed integer.
+pub(super) fn unsigned(stored: i64) -> Result<u64, StoreError> {
+    u64::try_from(stored).map_err(|_| StoreError::Corrupt(format!("a count is negative: {stored}")))
+}
+
+pub(super) fn read_id(row: &SqliteRow, column: &str) -> Result<RunId, StoreError> {
+    let bytes: Vec<u8> = row.try_get(column)?;
+    let uuid = Uuid::from_slice(&bytes).map_err(|_| StoreError::Corrupt(format!("{column} is not a UUID")))?;
+    Ok(RunId::from_uuid(uuid))
+}
+
+pub(super) fn to_json<T: Serialize>(value: &T) -> String {
+    // None of our values has a map whose keys are not strings, the one thing that JSON cannot hold.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn read_json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<Option<T>, StoreError> {
+    let text: Option<String> = row.try_get(column)?;
+    let parse = |text: String| {
+        serde_json::from_str(&text).map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
+    };
+    text.map(parse).transpose()
+}
+
+/// Reads one of the words of an enumeration, as serde writes them.
+fn read_word<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+    let word: String = row.try_get(column)?;
+    serde_json::from_value(serde_json::Value::String(word))
+        .map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
+}
+
+fn read_name(row: &SqliteRow, column: &str) -> Result<Option<Name>, StoreError> {
+    let text: Option<String> = row.try_get(column)?;
+    text.map(|text| parse(column, &text)).transpose()
+}
+
+fn parse<T: std::str::FromStr>(column: &str, text: &str) -> Result<T, StoreError>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
+}
+
+fn read_instant(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+    Ok(row.try_get::<Option<i64>, _>(column)?.map(Timestamp::from_micros))
+}
+
+fn read_count(row: &SqliteRow, column: &str) -> Result<Option<u64>, StoreError> {
+    row.try_get::<Option<i64>, _>(column)?.map(unsigned).transpose()
+}
+
+fn missing(run: RunId, column: &str) -> StoreError {
+    StoreError::Corrupt(format!("run {run} of the projection has no {column}"))
+}

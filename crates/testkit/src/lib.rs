@@ -1,0 +1,1 @@
+//! What the tests share: builders for histories, throwaway stores, a simulated clock.

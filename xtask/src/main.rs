@@ -1,0 +1,116 @@
+//! The tasks of this workspace. `cargo xtask test` sets up what the tests need, then runs all of them.
+//!
+//! Standard library only: on a new machine this is the first thing that is built.
+
+use std::env;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+const USAGE: &str = "\
+usage: cargo xtask <task> [arguments for cargo]
+
+  setup   make sure that a C compiler works (SQLite is compiled by it); install one with apt-get if there is none
+  test    setup, build the binaries, then run all tests, those in the documentation too
+  doc     build the API documentation; a warning is an error
+";
+
+/// What to say about a failed task, and the code to exit with.
+struct Failure {
+    message: String,
+    code: u8,
+}
+
+fn main() -> ExitCode {
+    let mut arguments = env::args().skip(1);
+    let task = arguments.next().unwrap_or_default();
+    let extra: Vec<String> = arguments.collect();
+
+    let outcome = match task.as_str() {
+        "setup" => setup(),
+        "test" => test(&extra),
+        "doc" => doc(&extra),
+        "help" | "-h" | "--help" => {
+            print!("{USAGE}");
+            Ok(())
+        }
+        "" => Err(Failure { message: format!("no task was named\n\n{USAGE}"), code: 2 }),
+        other => Err(Failure { message: format!("there is no task '{other}'\n\n{USAGE}"), code: 2 }),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {}", failure.message);
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+/// Installs what is missing, then says what is there.
+fn setup() -> Result<(), Failure> {
+    run("setup", &mut Command::new(workspace_root().join(".ci/setup")))?;
+    let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+    eprintln!("xtask: found {}", version_of("rustc"));
+    eprintln!("xtask: found {}, which compiles the SQLite that is built in", version_of(&compiler));
+    Ok(())
+}
+
+/// Runs all tests of the workspace; `extra` goes to `cargo test`.
+///
+/// The binaries come first: the acceptance tests start them, and are a package of their own, for which cargo doesn't
+/// build the binaries of another.
+fn test(extra: &[String]) -> Result<(), Failure> {
+    setup()?;
+    let mut build = cargo(&["build", "--workspace", "--bins"]);
+    if extra.iter().take_while(|argument| *argument != "--").any(|argument| argument == "--locked") {
+        build.arg("--locked");
+    }
+    run("build", &mut build)?;
+    // Not `--all-targets`: that would leave out the tests in the documentation.
+    run("test", cargo(&["test", "--workspace"]).args(extra))
+}
+
+/// Builds the API documentation of the workspace; `extra` goes to `cargo doc`.
+fn doc(extra: &[String]) -> Result<(), Failure> {
+    let mut doc = cargo(&["doc", "--workspace", "--no-deps"]);
+    run("doc", doc.args(extra).env("RUSTDOCFLAGS", "-D warnings"))
+}
+
+/// The cargo that runs this, in the workspace's root.
+fn cargo(arguments: &[&str]) -> Command {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(arguments).current_dir(workspace_root());
+    cargo
+}
+
+/// The folder above this package's, as cargo names it at run time; where cargo doesn't run this, the current one.
+fn workspace_root() -> PathBuf {
+    let package = env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from);
+    package.as_deref().and_then(|folder| folder.parent()).map_or_else(|| ".".into(), PathBuf::from)
+}
+
+/// Runs a command to its end and prints how long it took. A failure carries the command's own exit code.
+fn run(step: &str, command: &mut Command) -> Result<(), Failure> {
+    let started = Instant::now();
+    let status = command.status().map_err(|error| Failure {
+        message: format!("{step}: failed to start {}: {error}", command.get_program().display()),
+        code: 1,
+    })?;
+    let took = started.elapsed().as_secs_f64();
+    if status.success() {
+        eprintln!("xtask: {step} done in {took:.1} s");
+        return Ok(());
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Err(Failure { message: format!("{step} failed after {took:.1} s ({status})"), code })
+}
+
+/// The first line of what `PROGRAM --version` prints. `program` may hold flags, as `$CC` does.
+fn version_of(program: &str) -> String {
+    let mut words = program.split_whitespace();
+    let output = Command::new(words.next().unwrap_or_default()).args(words).arg("--version").output();
+    match output {
+        Ok(output) => String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or(program).to_owned(),
+        Err(_) => format!("{program} (it doesn't tell its version)"),
+    }
+}
