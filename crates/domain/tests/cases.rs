@@ -1,5 +1,7 @@
 //! The recorded situations through the pure rule: each must get the verdict that it is known to deserve.
 
+#![allow(clippy::unwrap_used)]
+
 use lastbeat_domain::event::{RunEvent, ServiceEvent};
 use lastbeat_domain::listening::DeafSpan;
 use lastbeat_domain::{LanePolicy, Line, Listening, Recorded, Run, Timestamp, judge};

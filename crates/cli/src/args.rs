@@ -1,0 +1,361 @@
+//! The command line, as clap reads it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use lastbeat_domain::policy::{LateCompletion, Mode};
+use lastbeat_domain::{ClaimId, Liveness, Name, RunId, Span, Status, Timestamp};
+
+/// The flight recorder and the judge of runs: who is alive, and why a run was reaped, or why not yet.
+#[derive(Debug, Parser)]
+#[command(name = "lastbeat", version, propagate_version = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    /// Where the facts are kept.
+    #[arg(
+        long,
+        global = true,
+        env = "LASTBEAT_DATABASE_URL",
+        default_value = "sqlite://lastbeat.db",
+        value_name = "URL"
+    )]
+    pub(crate) database: String,
+    /// The form of the answer.
+    #[arg(short = 'o', long = "format", global = true, value_enum, default_value_t = Output::Table)]
+    pub(crate) format: Output,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Output {
+    /// For people.
+    Table,
+    /// One JSON document on one line.
+    Json,
+    /// One JSON object a line.
+    Jsonl,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run a command as a run: claim it, beat while it works, complete or fail it when it ends.
+    Exec(Exec),
+    /// Make runs, take them through their steps by hand, and look at them.
+    #[command(subcommand)]
+    Run(Run),
+    /// Say why a run was reaped, or why not yet, and when it would be.
+    Why(Why),
+    /// Show the facts of a run.
+    History(History),
+    /// Look at lanes and set their policies.
+    #[command(subcommand)]
+    Lane(Lane),
+    /// Reap the runs that have lapsed, until stopped.
+    Sweep(Sweep),
+    /// Import histories into a store without runs; all of the file, or nothing.
+    Import {
+        /// A file with one event a line.
+        file: PathBuf,
+    },
+    /// Write every fact to standard output, one event a line.
+    Export,
+    /// Check that the projection is what the log says, and look for damage.
+    Verify,
+    /// Make the database, or bring its schema up to date.
+    Migrate,
+    /// Print a completion script for a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// End a process group when standard input ends without a word: `exec` starts it to outlive its own death.
+    #[command(hide = true)]
+    Guard {
+        /// The process group.
+        group: i32,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Exec {
+    /// The lane of the run.
+    #[arg(long)]
+    pub(crate) lane: Name,
+    /// The goal that the run serves.
+    #[arg(long)]
+    pub(crate) goal: Option<Name>,
+    /// Who does the work; the host's name if not given.
+    #[arg(long, env = "LASTBEAT_EXECUTOR")]
+    pub(crate) executor: Option<Name>,
+    /// How long the command may take to stop when told to, before it is killed.
+    #[arg(long, default_value = "5s")]
+    pub(crate) grace: Span,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
+    pub(crate) command: Vec<std::ffi::OsString>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Run {
+    /// Make a run.
+    Create(Create),
+    /// Take the run that waits longest in a lane.
+    Claim(Claim),
+    /// Report that an attempt began.
+    Start(Report),
+    /// Report that an attempt is still worked on.
+    Beat {
+        #[command(flatten)]
+        report: Report,
+        /// How far it is, as JSON.
+        #[arg(long, value_parser = json)]
+        progress: Option<serde_json::Value>,
+    },
+    /// Report that an attempt is done.
+    Complete {
+        #[command(flatten)]
+        report: Report,
+        /// What came out, as JSON.
+        #[arg(long, value_parser = json, value_name = "JSON")]
+        output: Option<serde_json::Value>,
+    },
+    /// Report that an attempt failed.
+    Fail {
+        #[command(flatten)]
+        report: Report,
+        /// Why.
+        #[arg(long)]
+        error: String,
+    },
+    /// Ask the executor to stop; a run that nobody holds is cancelled at once.
+    Cancel(Act),
+    /// Let an ended run wait for another attempt.
+    Requeue(Act),
+    /// Reap a run by hand, if it has lapsed.
+    Reap(Act),
+    /// List runs, newest first, judged now.
+    List(List),
+    /// Show a run, judged now.
+    Show {
+        /// The run.
+        run: RunId,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// The kind of the run.
+    #[arg(long)]
+    pub(crate) lane: Name,
+    /// The goal that it serves.
+    #[arg(long)]
+    pub(crate) goal: Option<Name>,
+    /// The only device that may claim it.
+    #[arg(long)]
+    pub(crate) device: Option<Name>,
+    /// The instant before which it may not be claimed.
+    #[arg(long, value_name = "INSTANT")]
+    pub(crate) not_before: Option<Timestamp>,
+    /// At most one run with this key is open at a time.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) unique_key: Option<Name>,
+    /// A label; may be given several times.
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    pub(crate) labels: Vec<(Name, String)>,
+    /// What the executor works on, as JSON.
+    #[arg(long, value_parser = json, value_name = "JSON")]
+    pub(crate) input: Option<serde_json::Value>,
+    /// Claim it at once for this executor.
+    #[arg(long, value_name = "EXECUTOR")]
+    pub(crate) claim: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Claim {
+    /// The lane to take from; may be given several times.
+    #[arg(long = "lane", required = true)]
+    pub(crate) lanes: Vec<Name>,
+    /// Who takes it.
+    #[arg(long)]
+    pub(crate) executor: Name,
+    /// The device that the executor presents.
+    #[arg(long)]
+    pub(crate) device: Option<Name>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// The run.
+    pub(crate) run: RunId,
+    /// The attempt that is spoken of.
+    #[arg(long)]
+    pub(crate) attempt: u32,
+    /// Its claim id.
+    #[arg(long)]
+    pub(crate) claim: Option<ClaimId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Act {
+    /// The run.
+    pub(crate) run: RunId,
+    /// Why.
+    #[arg(long)]
+    pub(crate) reason: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// Only runs of this lane.
+    #[arg(long)]
+    pub(crate) lane: Option<Name>,
+    /// Only runs of this goal.
+    #[arg(long)]
+    pub(crate) goal: Option<Name>,
+    /// Only runs of this status.
+    #[arg(long, value_parser = status)]
+    pub(crate) status: Option<Status>,
+    /// Only runs with this verdict.
+    #[arg(long, value_parser = liveness)]
+    pub(crate) verdict: Option<Liveness>,
+    /// How many runs at the most.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) limit: u32,
+    /// Begin after this run: `next` of the page before.
+    #[arg(long, value_name = "RUN")]
+    pub(crate) after: Option<RunId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Why {
+    /// The run.
+    pub(crate) run: RunId,
+    /// The instant that is asked about, past or future; now if not given.
+    #[arg(long, value_name = "INSTANT")]
+    pub(crate) at: Option<Timestamp>,
+    /// The reap of this attempt.
+    #[arg(long, value_name = "N")]
+    pub(crate) attempt: Option<u32>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct History {
+    /// The run.
+    pub(crate) run: RunId,
+    /// Go on with new facts as they come, until stopped.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Begin after this version.
+    #[arg(long, default_value_t = 0, value_name = "VERSION")]
+    pub(crate) after: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Lane {
+    /// List the lanes.
+    List,
+    /// Show a lane's policy.
+    Show {
+        /// The lane.
+        lane: Name,
+    },
+    /// Change what is named of a lane's policy, and nothing else.
+    Set(Box<SetLane>),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SetLane {
+    /// The lane.
+    pub(crate) lane: Name,
+    /// How often executors are asked to beat.
+    #[arg(long)]
+    pub(crate) heartbeat_interval: Option<Span>,
+    /// How long a run that beats may be silent.
+    #[arg(long)]
+    pub(crate) heartbeat_window: Option<Span>,
+    /// How long after its claim a run that never beats is believed.
+    #[arg(long)]
+    pub(crate) coarse_ttl: Option<Span>,
+    /// How long a due run may wait to be claimed, or `off`.
+    #[arg(long)]
+    pub(crate) claim_window: Option<OrOff>,
+    /// How long a claimed run may take to start, or `off`.
+    #[arg(long)]
+    pub(crate) start_window: Option<OrOff>,
+    /// How long an attempt may take at all, or `off`.
+    #[arg(long)]
+    pub(crate) max_runtime: Option<OrOff>,
+    /// How many times a run may be reaped before it stays so.
+    #[arg(long)]
+    pub(crate) max_attempts: Option<u32>,
+    /// How long a requeued run waits at first.
+    #[arg(long)]
+    pub(crate) retry_backoff_base: Option<Span>,
+    /// How long a requeued run waits at the most.
+    #[arg(long)]
+    pub(crate) retry_backoff_max: Option<Span>,
+    /// What becomes of a completion after the reap: `adopt` or `refuse`.
+    #[arg(long, value_parser = word::<LateCompletion>)]
+    pub(crate) late_completion: Option<LateCompletion>,
+    /// `enforce`, or `shadow`: judged and reported, never reaped.
+    #[arg(long, value_parser = word::<Mode>)]
+    pub(crate) mode: Option<Mode>,
+    /// Set it even if open runs would lapse at once.
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
+/// A window that may be off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OrOff(pub(crate) Option<Span>);
+
+impl std::str::FromStr for OrOff {
+    type Err = lastbeat_domain::time::TimeError;
+
+    fn from_str(text: &str) -> Result<OrOff, Self::Err> {
+        if text == "off" { Ok(OrOff(None)) } else { text.parse().map(|span| OrOff(Some(span))) }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sweep {
+    /// Make one pass and say what it did.
+    #[arg(long)]
+    pub(crate) once: bool,
+    /// Write nothing: judge every open run and say what would be reaped.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// The instant to judge at, with --dry-run.
+    #[arg(long, value_name = "INSTANT", requires = "dry_run")]
+    pub(crate) at: Option<Timestamp>,
+    /// How long to sleep between passes at the most.
+    #[arg(long, default_value = "1s", env = "LASTBEAT_SWEEP_INTERVAL")]
+    pub(crate) interval: Span,
+}
+
+fn json(text: &str) -> Result<serde_json::Value, String> {
+    serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))
+}
+
+fn label(text: &str) -> Result<(Name, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write it as KEY=VALUE")?;
+    Ok((Name::new(key).map_err(|error| error.to_string())?, value.to_owned()))
+}
+
+fn status(text: &str) -> Result<Status, String> {
+    one_of(text, &Status::ALL, |status| status.as_str())
+}
+
+fn liveness(text: &str) -> Result<Liveness, String> {
+    one_of(text, &Liveness::ALL, |liveness| liveness.as_str())
+}
+
+fn one_of<T: Copy>(text: &str, all: &[T], name: impl Fn(&T) -> &'static str) -> Result<T, String> {
+    let names: Vec<&str> = all.iter().map(&name).collect();
+    all.iter().copied().find(|item| name(item) == text).ok_or_else(|| format!("it is one of {}", names.join(", ")))
+}
+
+fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|error| error.to_string())
+}

@@ -1,0 +1,57 @@
+//! What a pass did.
+
+use lastbeat_domain::{Name, Rule, RunId, Span, Timestamp};
+use serde::Serialize;
+
+/// What a pass did, or with `dry_run` would do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SweepReport {
+    /// The log time of its start.
+    pub at: Timestamp,
+    /// Whether it wrote nothing.
+    pub dry_run: bool,
+    /// How many runs it judged.
+    pub examined: u64,
+    /// The runs that it reaped.
+    pub reaped: Vec<ReapedRun>,
+    /// How many runs it will look at again later.
+    pub rearmed: u64,
+    /// The lanes in which nothing is reaped by silence, because too much of them went silent at once.
+    pub held: Vec<Held>,
+    /// How many runs were heard of, or ended, between the plan and its execution.
+    pub lost_races: u64,
+    /// How long it took.
+    #[serde(rename = "duration_seconds")]
+    pub duration: Span,
+}
+
+impl SweepReport {
+    pub(crate) fn new(at: Timestamp, dry_run: bool) -> SweepReport {
+        let (reaped, held) = (Vec::new(), Vec::new());
+        SweepReport { at, dry_run, examined: 0, reaped, rearmed: 0, held, lost_races: 0, duration: Span::ZERO }
+    }
+}
+
+/// A run that was reaped.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ReapedRun {
+    /// The run.
+    pub run: RunId,
+    /// Its lane.
+    pub lane: Name,
+    /// The rule under which it lapsed.
+    pub rule: Rule,
+    /// Why, in a sentence.
+    pub message: String,
+}
+
+/// A lane that is held.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Held {
+    /// The lane.
+    pub lane: Name,
+    /// How many of its beating runs have lapsed.
+    pub lapsed: u64,
+    /// How many of its runs are beating.
+    pub beating: u64,
+}
