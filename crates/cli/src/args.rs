@@ -64,6 +64,12 @@ pub(crate) enum Command {
     Verify,
     /// Make the database, or bring its schema up to date.
     Migrate,
+    /// Play the whole story with real processes on a fresh embedded store, in under a minute.
+    Demo {
+        /// Keep the database in this new file, for looking around.
+        #[arg(long, value_name = "FILE")]
+        keep: Option<PathBuf>,
+    },
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

@@ -1,6 +1,7 @@
 //! The binary `lastbeat`.
 
 mod args;
+mod demo;
 mod exec;
 mod failure;
 mod house;
@@ -60,6 +61,14 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             exec::guard(group);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Demo { keep } => {
+            let broken = demo::demo(keep).await?;
+            if broken.is_empty() {
+                output::line("\nEvery claim of the story held.")?;
+                return Ok(ExitCode::SUCCESS);
+            }
+            Err(Failure::new("demo", format!("these claims did not hold: {}", broken.join("; "))))
+        }
         command => {
             let store = lastbeat_store::open(&database, writes(&command)).await?;
             let result = on_store(Arc::clone(&store), command, output).await;
@@ -91,7 +100,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::Export => house::export(store.as_ref()).await?,
         Command::Verify => house::verify(store.as_ref(), output).await?,
         Command::Migrate => house::migrate(output)?,
-        Command::Completions { .. } | Command::Guard { .. } => {}
+        Command::Completions { .. } | Command::Guard { .. } | Command::Demo { .. } => {}
     }
     Ok(ExitCode::SUCCESS)
 }

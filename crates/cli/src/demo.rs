@@ -1,0 +1,293 @@
+//! `lastbeat demo`: the whole story with real processes, on a fresh embedded store.
+//!
+//! Five executors, each a process of its own: one finishes; one beats and is killed; one is an old client that never
+//! beats and dies; one lives on, beating, far past the coarse window; one is stopped between two beats, reaped,
+//! continued, and told that it is fenced. A sweeper, a process too, judges them. The windows are scaled down. At the end
+//! the demo checks its own claims against the log.
+
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lastbeat_domain::decide::Command as Decision;
+use lastbeat_domain::event::RunEvent;
+use lastbeat_domain::{Liveness, Name, Rule, RunId, Span, Status, Terms, Timestamp};
+use lastbeat_store::{Filter, Judged, Store, Stored, ask};
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::args::{self, Output};
+use crate::failure::Failure;
+use crate::{look, output, run};
+
+const INTERVAL: Span = Span::from_millis(500);
+const WINDOW: Span = Span::from_seconds(2);
+const COARSE: Span = Span::from_seconds(6);
+/// How long any step of the story may take.
+const PATIENCE: Duration = Duration::from_secs(25);
+
+/// A part of the story: who plays it, and what must have come of it.
+struct Part {
+    name: &'static str,
+    fate: &'static str,
+    status: Status,
+    rule: Option<Rule>,
+    child: Child,
+    run: Option<RunId>,
+}
+
+impl Drop for Part {
+    /// However the story ends, no process of it stays behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+struct Demo {
+    store: Arc<dyn Store>,
+    url: String,
+    started: std::time::Instant,
+}
+
+/// Plays the story. Returns the claims that did not hold.
+///
+/// # Errors
+/// If a step of the story never comes.
+pub(crate) async fn demo(keep: Option<PathBuf>) -> Result<Vec<String>, Failure> {
+    let folder = tempfile::tempdir()?;
+    let path = match &keep {
+        Some(path) if path.exists() => {
+            let message = format!("{} exists already; name a new file for --keep", path.display());
+            return Err(Failure::new("exists", message));
+        }
+        Some(path) => std::path::absolute(path)?,
+        None => folder.path().join("demo.db"),
+    };
+    let url = format!("sqlite://{}", path.display());
+    let store = lastbeat_store::open(&url, true).await?;
+    let demo = Demo { store: Arc::clone(&store), url, started: std::time::Instant::now() };
+    let broken = demo.play().await;
+    store.close().await;
+    if let (Some(path), Ok(_)) = (keep, &broken) {
+        output::line(&format!("\nThe database is kept: lastbeat --database sqlite://{} run list", path.display()))?;
+    }
+    broken
+}
+
+impl Demo {
+    async fn play(&self) -> Result<Vec<String>, Failure> {
+        output::line("Lastbeat, the whole story in under a minute. Five executors, each a real process.")?;
+        output::line(&format!(
+            "Windows are scaled down: beats every {INTERVAL} (30s), heartbeat window {WINDOW} (3m), coarse window {COARSE} (2h).\n"
+        ))?;
+        let terms =
+            Terms { heartbeat_interval: INTERVAL, heartbeat_window: WINDOW, coarse_ttl: COARSE, ..Terms::default() };
+        let lane = name("demo")?;
+        let set = Decision::SetPolicy { lane, terms: Box::new(terms), expected_version: None, by: None };
+        run::execute(self.store.as_ref(), set).await?;
+        let mut sweeper = self.lastbeat(&["sweep", "--interval", "200ms"]).stdout(Stdio::null()).spawn()?;
+        self.say("a sweeper starts in a process of its own")?;
+        let parts = self.act().await;
+        let _ = sweeper.kill();
+        let _ = sweeper.wait();
+        self.check(&parts?).await
+    }
+
+    fn lastbeat(&self, arguments: &[&str]) -> Command {
+        let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("lastbeat"));
+        let mut command = Command::new(program);
+        command.args(["--database", &self.url]).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn say(&self, text: &str) -> Result<(), Failure> {
+        output::line(&format!("{:>6.1}s  {text}", self.started.elapsed().as_secs_f64()))
+    }
+
+    fn exec(&self, executor: &str, script: &str) -> Result<Child, Failure> {
+        let arguments = ["exec", "--lane", "demo", "--executor", executor, "--", "sh", "-c", script];
+        Ok(self.lastbeat(&arguments).stderr(Stdio::null()).spawn()?)
+    }
+
+    async fn act(&self) -> Result<Vec<Part>, Failure> {
+        let part = |name, fate, status, rule, child| Part { name, fate, status, rule, child, run: None };
+        let silence = Some(Rule::HeartbeatSilence);
+        let old = format!(
+            "'{}' --database '{}' run create --lane demo --claim old-client -o json >/dev/null && exec sleep 60",
+            std::env::current_exe()?.display(),
+            self.url
+        );
+        let old = Command::new("sh").args(["-c", &old]).stdin(Stdio::null()).spawn()?;
+        let mut parts = vec![
+            part("worker", "worked and finished", Status::Completed, None, self.exec("worker", "sleep 3")?),
+            part("victim", "beat, then kill -9", Status::TimedOut, silence, self.exec("victim", "sleep 60")?),
+            part("old-client", "never beat, died", Status::TimedOut, Some(Rule::CoarseTtl), old),
+            part("long-liver", "beats on and on", Status::Running, silence, self.exec("long-liver", "sleep 60")?),
+            part("sleeper", "stopped, then continued", Status::TimedOut, silence, self.exec("sleeper", "sleep 60")?),
+        ];
+        for part in &mut parts {
+            part.run = Some(self.until_claimed(part.name).await?);
+            self.say(&format!("{} claims a run", part.name))?;
+        }
+        let id = |index: usize| parts.get(index).and_then(|part: &Part| part.run);
+        let (Some(worker), Some(victim), Some(old), Some(long), Some(sleeper)) = (id(0), id(1), id(2), id(3), id(4))
+        else {
+            return Err(Failure::new("demo", "a run was not claimed"));
+        };
+        self.until("the victim was heard of twice", victim, |judged| judged.run.beats >= 2).await?;
+        signal(&parts[1].child, Signal::KILL);
+        self.say("victim is killed with SIGKILL: nobody is left to say that it died")?;
+        signal(&parts[2].child, Signal::KILL);
+        self.say("old-client is killed too; it never beat, so its silence tells nothing")?;
+        let beats = self.judged(sleeper).await?.run.beats;
+        self.until("the sleeper has just beaten", sleeper, |judged| judged.run.beats > beats).await?;
+        // A moment later its transaction is over for sure; it must not be stopped while it holds the file.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        signal(&parts[4].child, Signal::STOP);
+        self.say("sleeper is stopped with SIGSTOP between two beats, as by a laptop lid")?;
+        self.until("the worker finishes", worker, |judged| judged.run.status == Status::Completed).await?;
+        self.say("worker finishes; its run is completed")?;
+        self.until_reaped("victim", victim).await?;
+        self.until_reaped("sleeper", sleeper).await?;
+        signal(&parts[4].child, Signal::CONT);
+        self.say("sleeper is continued; it beats as if nothing had happened")?;
+        let code = exit_code(&mut parts[4].child).await?;
+        self.say(&format!("sleeper was told that it is fenced, ended its command and exited with {code}"))?;
+        if code != 75 {
+            return Err(Failure::new("demo", format!("the fenced executor exited with {code}, not with 75")));
+        }
+        self.until_reaped("old-client", old).await?;
+        let far = COARSE.plus(Span::from_seconds(2));
+        self.until("the long-liver is far past the coarse window", long, |judged| {
+            judged.run.claimed_at().is_some_and(|claimed| judged.at.since(claimed) > far)
+        })
+        .await?;
+        self.say(&format!("long-liver is {far} past its claim, over the coarse window, and is left alone"))?;
+        Ok(parts)
+    }
+
+    async fn judged(&self, id: RunId) -> Result<Judged, Failure> {
+        ask::run(self.store.as_ref(), id).await?.ok_or_else(|| Failure::unknown_run(id))
+    }
+
+    async fn until(&self, what: &str, id: RunId, holds: impl Fn(&Judged) -> bool) -> Result<Judged, Failure> {
+        let started = std::time::Instant::now();
+        loop {
+            let judged = self.judged(id).await?;
+            if holds(&judged) {
+                return Ok(judged);
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(Failure::new("demo", format!("waited in vain until {what}")));
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    }
+
+    async fn until_claimed(&self, executor: &str) -> Result<RunId, Failure> {
+        let started = std::time::Instant::now();
+        while started.elapsed() < PATIENCE {
+            let page = ask::list(self.store.as_ref(), &Filter::default(), None, None, 100).await?;
+            let found =
+                page.runs.iter().find(|judged| judged.run.executor().is_some_and(|name| name.as_str() == executor));
+            if let Some(judged) = found {
+                return Ok(judged.run.id);
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        Err(Failure::new("demo", format!("{executor} never claimed its run")))
+    }
+
+    async fn until_reaped(&self, name: &str, id: RunId) -> Result<(), Failure> {
+        let judged =
+            self.until(&format!("{name} is reaped"), id, |judged| judged.run.status == Status::TimedOut).await?;
+        let message = judged.run.outcome.map(|outcome| match outcome.event {
+            RunEvent::TimedOut { message, .. } => message,
+            other => other.type_name().to_owned(),
+        });
+        self.say(&format!("{name} is reaped: {}", message.unwrap_or_default()))
+    }
+
+    /// Compares what became of each run with what the story claims, and shows it.
+    async fn check(&self, parts: &[Part]) -> Result<Vec<String>, Failure> {
+        let (mut rows, mut broken) = (Vec::new(), Vec::new());
+        for part in parts {
+            let Some(id) = part.run else { continue };
+            let judged = self.judged(id).await?;
+            let stream = ask::whole_stream(self.store.as_ref(), id).await?;
+            let reap = stream.iter().filter_map(Stored::known).find_map(|recorded| match &recorded.event {
+                RunEvent::TimedOut { rule, evidence, .. } => Some((*rule, evidence.clone(), recorded.recorded_at)),
+                _ => None,
+            });
+            let rule = reap.as_ref().map(|(rule, _, _)| *rule).or(judged.verdict.rule());
+            let mut claim = |holds: bool, what: String| {
+                if !holds {
+                    broken.push(format!("{}: {what}", part.name));
+                }
+            };
+            claim(judged.run.status == part.status, format!("it is {}, not {}", judged.run.status, part.status));
+            claim(rule == part.rule, "another rule governs it".to_owned());
+            let detected = reap.as_ref().map(|(_, evidence, at)| detection(evidence.as_deref(), *at));
+            if let Some((over, _)) = detected {
+                claim(over < Span::from_millis(1_500), format!("it was detected {over} after it lapsed"));
+            }
+            if part.name == "long-liver" {
+                let lives = matches!(judged.verdict.liveness, Liveness::Live | Liveness::Quiet);
+                claim(lives && reap.is_none(), format!("it is {}, not alive", judged.verdict.liveness));
+            }
+            if part.name == "sleeper" {
+                let spoke = stream.iter().any(|fact| fact.type_name() == "late_signal");
+                claim(spoke, "its late signal was not recorded".to_owned());
+            }
+            rows.push(vec![
+                part.name.to_owned(),
+                part.fate.to_owned(),
+                judged.run.status.to_string(),
+                output::liveness(judged.verdict.liveness),
+                rule.map_or_else(|| "-".to_owned(), |rule| rule.to_string()),
+                detected.map_or_else(|| "-".to_owned(), |(over, silent)| format!("{silent} ({over} after it lapsed)")),
+            ]);
+        }
+        output::line("")?;
+        output::table(&["RUN", "WHAT HAPPENED", "STATUS", "VERDICT", "RULE", "SILENT UNTIL DETECTED"], rows)?;
+        if let Some(victim) = parts.iter().find(|part| part.name == "victim").and_then(|part| part.run) {
+            output::line(&format!("\n$ lastbeat why {victim}"))?;
+            let question = args::Why { run: victim, at: None, attempt: None };
+            look::why(self.store.as_ref(), &question, Output::Table).await?;
+        }
+        let damage = self.store.verify().await?.damage;
+        broken.extend(damage.iter().map(ToString::to_string));
+        Ok(broken)
+    }
+}
+
+/// How long after the lapse the reap came, and how long the silence was.
+fn detection(evidence: Option<&lastbeat_domain::event::Evidence>, reaped_at: Timestamp) -> (Span, Span) {
+    match evidence {
+        Some(evidence) => (evidence.charged.minus(evidence.window), reaped_at.since(evidence.basis.at)),
+        None => (Span::MAX, Span::MAX),
+    }
+}
+
+fn name(text: &str) -> Result<Name, Failure> {
+    Name::new(text).map_err(|error| Failure::new("invalid", error.to_string()))
+}
+
+fn signal(child: &Child, signal: Signal) {
+    // A child that is gone already shows in the claims.
+    let _ = kill_process(Pid::from_child(child), signal);
+}
+
+async fn exit_code(child: &mut Child) -> Result<i32, Failure> {
+    let started = std::time::Instant::now();
+    loop {
+        match child.try_wait()? {
+            Some(status) => return Ok(status.code().unwrap_or(-1)),
+            None if started.elapsed() > PATIENCE => {
+                return Err(Failure::new("demo", "the fenced executor did not end"));
+            }
+            None => tokio::time::sleep(Duration::from_millis(25)).await,
+        }
+    }
+}
