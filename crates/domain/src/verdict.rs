@@ -342,3 +342,298 @@ fn verdict(otherwise: Liveness, governing: Charge, changes_at: Option<Timestamp>
     let changes_at = changes_at.map_or(over_at, |earlier| earlier.min(over_at));
     Verdict { liveness: otherwise, charge: Some(governing), changes_at: Some(changes_at) }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::event::{DeafCause, Recorded, RunEvent};
+    use crate::ids::{Name, RunId};
+    use crate::listening::DeafSpan;
+    use crate::policy::Terms;
+
+    const MICRO: Span = Span::from_micros(1);
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    fn seconds(count: u64) -> Span {
+        Span::from_seconds(count)
+    }
+
+    /// Folds a stream that is told as (second, fact); `created` at second 0 goes without saying.
+    fn run(facts: &[(i64, RunEvent)]) -> Run {
+        let lane = Name::new("watcher").unwrap();
+        let labels = BTreeMap::new();
+        let created = RunEvent::Created {
+            lane,
+            goal: None,
+            device: None,
+            not_before: None,
+            unique_key: None,
+            labels,
+            input: None,
+        };
+        let recorded = |(version, (second, event)): (u64, (i64, RunEvent))| {
+            let (run, recorded_at) = (RunId::from_uuid(uuid::Uuid::from_u128(7)), at(second));
+            Recorded { run, version, recorded_at, event }
+        };
+        let stream: Vec<_> = (1..).zip([(0, created)].into_iter().chain(facts.to_vec())).map(recorded).collect();
+        Run::fold(&stream).unwrap().unwrap()
+    }
+
+    fn claimed(attempt: u32) -> RunEvent {
+        RunEvent::Claimed { attempt, claim: None, executor: Name::new("mac-7").unwrap(), device: None }
+    }
+
+    fn beat(attempt: u32) -> RunEvent {
+        RunEvent::Heartbeat { attempt, progress: None }
+    }
+
+    fn reaped(attempt: u32) -> RunEvent {
+        let (rule, message) = (Rule::HeartbeatSilence, "silent".to_owned());
+        RunEvent::TimedOut { attempt, rule, evidence: None, message }
+    }
+
+    fn requeued(next_attempt: u32, not_before: i64) -> RunEvent {
+        RunEvent::Requeued { next_attempt, not_before: at(not_before), by: None, reason: None }
+    }
+
+    fn policy(change: impl FnOnce(&mut Terms)) -> LanePolicy {
+        let mut terms = Terms::default();
+        change(&mut terms);
+        LanePolicy { version: 1, terms }
+    }
+
+    /// Judges under the default policy, with everybody listening all the time.
+    fn judged(run: &Run, now: Timestamp) -> Verdict {
+        judge(run, &LanePolicy::default(), &Listening::default(), now)
+    }
+
+    /// What is known at `now` of a gap whose promise was broken 12 s after its start.
+    fn deaf(from: i64, to: i64, now: Timestamp) -> Listening {
+        let (promised_until, cause, recorded_at) = (at(from + 12), DeafCause::Gap, at(to));
+        let gap = DeafSpan { from: at(from), to: at(to), promised_until, cause, recorded_at };
+        Listening::as_of(now, &[gap], &[])
+    }
+
+    #[test]
+    fn a_beating_run_is_judged_by_its_silence_alone() {
+        let run = run(&[(10, claimed(1)), (40, beat(1))]);
+        for (now, liveness) in [(50, Liveness::Live), (200, Liveness::Quiet), (500, Liveness::Lapsed)] {
+            let verdict = judged(&run, at(now));
+            assert_eq!((verdict.liveness, verdict.rule()), (liveness, Some(Rule::HeartbeatSilence)), "at {now}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_never_beat_is_judged_by_the_coarse_window_alone() {
+        let run = run(&[(10, claimed(1)), (11, RunEvent::Started { attempt: 1 })]);
+        for (now, liveness) in [(50, Liveness::Presumed), (7_000, Liveness::Presumed), (7_300, Liveness::Lapsed)] {
+            let verdict = judged(&run, at(now));
+            assert_eq!((verdict.liveness, verdict.rule()), (liveness, Some(Rule::CoarseTtl)), "at {now}");
+        }
+    }
+
+    #[test]
+    fn a_beating_run_of_any_age_is_never_touched_by_the_coarse_path() {
+        for age in [3 * 3_600, 86_400, 365 * 86_400] {
+            let run = run(&[(10, claimed(1)), (20, beat(1)), (age, beat(1))]);
+            let verdict = judged(&run, at(age + 30));
+            assert_eq!((verdict.liveness, verdict.rule()), (Liveness::Live, Some(Rule::HeartbeatSilence)));
+        }
+    }
+
+    #[test]
+    fn beats_of_an_earlier_attempt_do_not_open_the_gate() {
+        let run = run(&[(10, claimed(1)), (40, beat(1)), (300, reaped(1)), (301, requeued(2, 301)), (400, claimed(2))]);
+        let verdict = judged(&run, at(1_000));
+        assert_eq!((verdict.liveness, verdict.rule()), (Liveness::Presumed, Some(Rule::CoarseTtl)));
+        assert_eq!(verdict.charge.unwrap().basis, Basis { fact: BasisFact::Claimed, version: 6, at: at(400) });
+    }
+
+    #[test]
+    fn at_the_window_is_not_over_it_and_a_microsecond_later_is() {
+        let heard = run(&[(10, claimed(1)), (40, beat(1))]);
+        let mute = run(&[(10, claimed(1))]);
+        for (run, lapses_at) in [(&heard, at(220)), (&mute, at(7_210))] {
+            let edge = judged(run, lapses_at);
+            assert_eq!((edge.is_lapsed(), edge.lapses_at()), (false, Some(lapses_at)));
+            assert_eq!(edge.charge.unwrap().charged, edge.charge.unwrap().window);
+            assert!(judged(run, lapses_at.next()).is_lapsed());
+        }
+    }
+
+    #[test]
+    fn a_run_is_quiet_once_it_is_over_one_and_a_half_intervals_late() {
+        let run = run(&[(10, claimed(1)), (40, beat(1))]);
+        assert_eq!(judged(&run, at(85)).liveness, Liveness::Live);
+        assert_eq!(judged(&run, at(85).next()).liveness, Liveness::Quiet);
+        let odd = policy(|terms| terms.heartbeat_interval = Span::from_micros(3));
+        let verdict = |late| judge(&run, &odd, &Listening::default(), at(40).plus(Span::from_micros(late))).liveness;
+        assert_eq!((verdict(4), verdict(5)), (Liveness::Live, Liveness::Quiet));
+    }
+
+    #[test]
+    fn an_unclaimed_run_lapses_only_in_a_lane_with_a_claim_window() {
+        let run = run(&[]);
+        let verdict = judged(&run, at(1_000_000));
+        assert_eq!((verdict.liveness, verdict.charge, verdict.changes_at), (Liveness::Waiting, None, None));
+        let limited = policy(|terms| terms.claim_window = Some(seconds(60)));
+        let verdict = |now| judge(&run, &limited, &Listening::default(), now);
+        assert_eq!((verdict(at(60)).liveness, verdict(at(60)).rule()), (Liveness::Waiting, Some(Rule::Unclaimed)));
+        assert!(verdict(at(60).next()).is_lapsed());
+    }
+
+    #[test]
+    fn a_run_is_charged_for_waiting_only_once_it_is_due() {
+        let run = run(&[(10, claimed(1)), (300, reaped(1)), (301, requeued(2, 500))]);
+        let limited = policy(|terms| terms.claim_window = Some(seconds(60)));
+        let verdict = |now| judge(&run, &limited, &Listening::default(), now);
+        let early = verdict(at(499));
+        assert_eq!((early.liveness, early.rule()), (Liveness::Waiting, None));
+        assert_eq!((early.changes_at, early.check_at()), (Some(at(500)), Some(at(500))));
+        let due = verdict(at(500)).charge.unwrap();
+        assert_eq!(due.basis, Basis { fact: BasisFact::Requeued, version: 4, at: at(500) });
+        assert_eq!((due.charged, due.lapses_at), (Span::ZERO, at(560)));
+    }
+
+    #[test]
+    fn the_start_window_applies_until_the_executor_is_heard_of() {
+        let limited = policy(|terms| terms.start_window = Some(seconds(60)));
+        let rule_of = |facts: &[(i64, RunEvent)]| {
+            let verdict = judge(&run(facts), &limited, &Listening::default(), at(71));
+            (verdict.liveness, verdict.rule())
+        };
+        assert_eq!(rule_of(&[(10, claimed(1))]), (Liveness::Lapsed, Some(Rule::Unstarted)));
+        let started = (20, RunEvent::Started { attempt: 1 });
+        assert_eq!(rule_of(&[(10, claimed(1)), started]), (Liveness::Presumed, Some(Rule::CoarseTtl)));
+        assert_eq!(rule_of(&[(10, claimed(1)), (30, beat(1))]), (Liveness::Live, Some(Rule::HeartbeatSilence)));
+    }
+
+    #[test]
+    fn the_longest_runtime_ends_even_a_run_that_beats() {
+        let limited = policy(|terms| terms.max_runtime = Some(seconds(600)));
+        let run = run(&[(10, claimed(1)), (20, beat(1)), (605, beat(1))]);
+        let verdict = |now| judge(&run, &limited, &Listening::default(), now);
+        assert_eq!((verdict(at(610)).liveness, verdict(at(610)).rule()), (Liveness::Live, Some(Rule::MaxRuntime)));
+        assert!(verdict(at(610).next()).is_lapsed());
+    }
+
+    #[test]
+    fn of_the_rules_that_apply_the_one_that_lapses_first_governs() {
+        let run = run(&[(10, claimed(1))]);
+        let governing = |start: u64, runtime: u64| {
+            let terms = |terms: &mut Terms| {
+                (terms.coarse_ttl, terms.start_window) = (seconds(100), Some(seconds(start)));
+                terms.max_runtime = Some(seconds(runtime));
+            };
+            judge(&run, &policy(terms), &Listening::default(), at(20)).rule().unwrap()
+        };
+        assert_eq!(governing(99, 98), Rule::MaxRuntime);
+        assert_eq!(governing(98, 99), Rule::Unstarted);
+        assert_eq!(governing(101, 101), Rule::CoarseTtl);
+    }
+
+    #[test]
+    fn a_tie_goes_to_the_rule_that_stands_higher_in_the_table() {
+        let mute = run(&[(10, claimed(1))]);
+        let heard = run(&[(10, claimed(1)), (40, beat(1))]);
+        let governing = |run: &Run, coarse: u64, start: u64, runtime: u64| {
+            let terms = |terms: &mut Terms| {
+                (terms.coarse_ttl, terms.start_window) = (seconds(coarse), Some(seconds(start)));
+                terms.max_runtime = Some(seconds(runtime));
+            };
+            judge(run, &policy(terms), &Listening::default(), at(50)).rule().unwrap()
+        };
+        assert_eq!(governing(&mute, 210, 210, 210), Rule::CoarseTtl);
+        assert_eq!(governing(&mute, 211, 210, 210), Rule::Unstarted);
+        // Both lapse at second 220: the one 180 s after the beat, the other 210 s after the claim.
+        assert_eq!(governing(&heard, 211, 211, 210), Rule::HeartbeatSilence);
+        assert_eq!(governing(&heard, 211, 211, 209), Rule::MaxRuntime);
+    }
+
+    #[test]
+    fn deaf_time_is_not_charged() {
+        let run = run(&[(10, claimed(1)), (100, beat(1))]);
+        let now = at(1_000);
+        let listening = deaf(160, 880, now);
+        let verdict = judge(&run, &LanePolicy::default(), &listening, now);
+        let charge = verdict.charge.unwrap();
+        assert_eq!((charge.charged, charge.deaf, charge.lapses_at), (seconds(180), seconds(720), now));
+        assert_eq!(verdict.liveness, Liveness::Quiet);
+        assert!(judge(&run, &LanePolicy::default(), &listening, now.next()).is_lapsed());
+    }
+
+    #[test]
+    fn the_charge_stands_still_while_a_gap_is_open() {
+        let run = run(&[(10, claimed(1)), (100, beat(1))]);
+        let verdict = |now| judge(&run, &LanePolicy::default(), &deaf(160, 1_000_000, now), now);
+        for now in [at(173), at(10_000), at(999_999)] {
+            let charge = verdict(now).charge.unwrap();
+            assert_eq!((verdict(now).liveness, charge.charged), (Liveness::Quiet, seconds(60)), "at {now}");
+        }
+        // Until the promise is broken nobody can know that there is a gap.
+        assert_eq!(verdict(at(172)).charge.unwrap().charged, seconds(72));
+    }
+
+    #[test]
+    fn a_window_that_ends_as_a_gap_begins_lapses_after_the_gap() {
+        let run = run(&[(10, claimed(1)), (100, beat(1))]);
+        let listening = deaf(280, 500, at(600));
+        let verdict = |now| judge(&run, &LanePolicy::default(), &listening, now);
+        assert_eq!(verdict(at(280)).lapses_at(), Some(at(280)));
+        assert!(!verdict(at(500)).is_lapsed());
+        assert!(verdict(at(500).next()).is_lapsed());
+    }
+
+    #[test]
+    fn what_has_ended_or_is_not_understood_is_not_judged() {
+        let ended = run(&[(10, claimed(1)), (40, beat(1)), (50, reaped(1))]);
+        assert_eq!(judged(&ended, at(10_000)), Verdict::without_rule(Liveness::Settled, None));
+        let mut unknown = run(&[(10, claimed(1)), (40, beat(1))]);
+        unknown.quarantine(4, at(50), "paused".to_owned());
+        assert_eq!(judged(&unknown, at(10_000)), Verdict::without_rule(Liveness::Quarantined, None));
+    }
+
+    #[test]
+    fn a_verdict_before_its_basis_charges_nothing() {
+        let run = run(&[(10, claimed(1)), (40, beat(1))]);
+        assert_eq!(judged(&run, at(20)).charge.unwrap().charged, Span::ZERO);
+    }
+
+    #[test]
+    fn a_verdict_holds_until_changes_at_and_not_longer() {
+        let run = run(&[(10, claimed(1)), (100, beat(1))]);
+        let listening = deaf(160, 880, at(2_000));
+        let verdict = |now| judge(&run, &LanePolicy::default(), &listening, now);
+        let (mut now, mut seen) = (at(100), Vec::new());
+        while let Some(changes_at) = verdict(now).changes_at {
+            seen.push((verdict(now).liveness, changes_at));
+            assert_eq!(verdict(changes_at.minus(MICRO)).liveness, verdict(now).liveness);
+            assert_ne!(verdict(changes_at).liveness, verdict(now).liveness);
+            now = changes_at;
+        }
+        // A beat is late after 45 s, and over the window after 60 s before the gap and 120 s after it.
+        assert_eq!(seen, [(Liveness::Live, at(145).next()), (Liveness::Quiet, at(1_000).next())]);
+        assert!(verdict(now).is_lapsed());
+    }
+
+    #[test]
+    fn a_sweeper_looks_again_no_later_than_the_run_lapses() {
+        let waiting = run(&[(10, claimed(1)), (300, reaped(1)), (301, requeued(2, 500))]);
+        let mute = run(&[(10, claimed(1))]);
+        let heard = run(&[(10, claimed(1)), (300, beat(1))]);
+        let limited = policy(|terms| terms.claim_window = Some(seconds(60)));
+        for run in [&waiting, &mute, &heard] {
+            let verdict = |now| judge(run, &limited, &Listening::default(), now);
+            let first_lapsed = (0..8_000).map(at).find(|now| verdict(*now).is_lapsed()).unwrap();
+            for now in (302..8_000).step_by(50).map(at) {
+                assert!(verdict(now).check_at().unwrap() < first_lapsed, "at {now}");
+            }
+        }
+        assert_eq!(judged(&run(&[]), at(50)).check_at(), None);
+    }
+}

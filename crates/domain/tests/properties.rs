@@ -230,10 +230,10 @@ fn charged_the_slow_way(spans: &[DeafSpan], from: Timestamp, to: Timestamp) -> S
 
 /// The rules that apply to a run, with the instants from which they charge: the table, read literally.
 fn applicable(run: &Run, stream: &[Recorded], terms: &Terms, now: Timestamp) -> Vec<(Rule, Timestamp, Span)> {
-    let beats = stream
+    let last_beat = stream
         .iter()
-        .filter(|recorded| matches!(recorded.event, RunEvent::Heartbeat { attempt, .. } if attempt == run.attempt));
-    let last_beat = beats.last().map(|recorded| recorded.recorded_at);
+        .rfind(|recorded| matches!(recorded.event, RunEvent::Heartbeat { attempt, .. } if attempt == run.attempt));
+    let last_beat = last_beat.map(|recorded| recorded.recorded_at);
     let mut rules = Vec::new();
     if run.status == Status::Pending && now >= run.waiting.due_at {
         rules.extend(terms.claim_window.map(|window| (Rule::Unclaimed, run.waiting.due_at, window)));
@@ -311,7 +311,7 @@ proptest! {
             let verdict = judge(run, &model.policy, &listening, model.now);
             let at = |at: Timestamp| judge(run, &model.policy, &listening, at);
             if let Some(charge) = verdict.charge {
-                assert!(!at(charge.lapses_at.minus(Span::from_micros(1))).is_lapsed());
+                assert!(!at(charge.lapses_at).is_lapsed());
                 assert!(listening.charged(charge.basis.at, charge.lapses_at) >= charge.window);
             }
             let Some(changes_at) = verdict.changes_at else { return };
