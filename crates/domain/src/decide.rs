@@ -466,7 +466,7 @@ fn create(
         not_before: spec.not_before,
         unique_key: spec.unique_key,
         labels: spec.labels,
-        input: spec.input,
+        input: not_null(spec.input.as_ref()).cloned(),
     };
     let claimed = claimant.map(|claimant| claimed(1, claimant));
     Ok(std::iter::once(created).chain(claimed).map(Event::Run).collect())
@@ -522,11 +522,12 @@ fn start(run: &Run, report: &Report) -> Decision {
 fn heartbeat(run: &Run, report: &Report, progress: Option<&Value>) -> Decision {
     current(run, report, Signal::Heartbeat)?;
     check_payload("progress", progress)?;
-    Ok(vec![Event::Run(RunEvent::Heartbeat { attempt: report.attempt, progress: progress.cloned() })])
+    let progress = not_null(progress).cloned();
+    Ok(vec![Event::Run(RunEvent::Heartbeat { attempt: report.attempt, progress })])
 }
 
 fn complete(run: &Run, report: &Report, output: Option<&Value>, context: &Context<'_>) -> Decision {
-    let attempt = report.attempt;
+    let (attempt, output) = (report.attempt, not_null(output));
     if let Some(Outcome { event: RunEvent::Completed { attempt: ended, output: before, .. }, .. }) = &run.outcome
         && *ended == attempt
         && claim_matches(run, report)
@@ -792,6 +793,11 @@ fn check_labels(labels: &BTreeMap<Name, String>) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// Takes JSON's null for nothing: in a line of the log the two read alike, so a fact must not tell them apart.
+fn not_null(value: Option<&Value>) -> Option<&Value> {
+    value.filter(|value| !value.is_null())
+}
+
 fn check_payload(field: &str, value: Option<&Value>) -> Result<(), Refusal> {
     let bytes = value.map_or(0, |value| value.to_string().len());
     check_bytes(field, bytes)
@@ -811,4 +817,774 @@ fn check_bytes(field: &str, bytes: usize) -> Result<(), Refusal> {
     let message =
         format!("{field}: {bytes} bytes, at most {PAYLOAD_BYTES_MAX} are allowed; store it elsewhere and name it here");
     Err(Refusal::new(RefusalCode::TooLarge, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::event::Recorded;
+    use crate::listening::DeafSpan;
+    use crate::time::Span;
+
+    fn at(seconds: i64) -> Timestamp {
+        Timestamp::from_micros(seconds * 1_000_000)
+    }
+
+    fn name(text: &str) -> Name {
+        Name::new(text).unwrap()
+    }
+
+    fn id() -> RunId {
+        RunId::from_uuid(uuid::Uuid::from_u128(7))
+    }
+
+    fn claim_id(number: u32) -> ClaimId {
+        format!("claim-{number}").parse().unwrap()
+    }
+
+    /// A run, and what the store knows beside it. Commands are given with the second at which they are decided.
+    struct Story {
+        stream: Vec<Recorded>,
+        run: Option<Run>,
+        policy: LanePolicy,
+        deaf: Vec<DeafSpan>,
+        beacons: Vec<Beacon>,
+        key_holder: Option<RunId>,
+        held: bool,
+    }
+
+    impl Story {
+        fn empty() -> Story {
+            let (stream, deaf, beacons) = (Vec::new(), Vec::new(), Vec::new());
+            let policy = LanePolicy::default();
+            Story { stream, run: None, policy, deaf, beacons, key_holder: None, held: false }
+        }
+
+        /// A run that was created at second 0.
+        fn pending() -> Story {
+            Story::empty().when(0, &create(|_| ()))
+        }
+
+        /// The same run, claimed at second 10 with the first claim id.
+        fn claimed() -> Story {
+            Story::pending().when(10, &claim(1))
+        }
+
+        /// The same run, heard of at second 20.
+        fn beating() -> Story {
+            Story::claimed().when(20, &beat(report(1)))
+        }
+
+        /// The same run, reaped at second 300.
+        fn reaped() -> Story {
+            Story::beating().when(300, &reap())
+        }
+
+        fn under(mut self, change: impl FnOnce(&mut Terms)) -> Story {
+            change(&mut self.policy.terms);
+            self
+        }
+
+        fn decide(&self, second: i64, command: &Command) -> Decision {
+            let listening = Listening::as_of(at(second), &self.deaf, &self.beacons);
+            let context = Context {
+                policy: &self.policy,
+                listening: &listening,
+                key_holder: self.key_holder,
+                held: self.held,
+                beacons: &self.beacons,
+            };
+            decide(self.run.as_ref(), command, &context, at(second))
+        }
+
+        fn append(&mut self, second: i64, events: Vec<Event>) {
+            for event in events {
+                let Event::Run(event) = event else { continue };
+                let last = self.stream.last().map(|recorded| recorded.recorded_at.next());
+                let recorded_at = last.map_or(at(second), |next| next.max(at(second)));
+                self.stream.push(Recorded { run: id(), version: self.stream.len() as u64 + 1, recorded_at, event });
+            }
+            self.run = Run::fold(&self.stream).unwrap();
+        }
+
+        /// Carries out a command that must be taken.
+        fn when(mut self, second: i64, command: &Command) -> Story {
+            let events = self.decide(second, command).unwrap();
+            self.append(second, events);
+            self
+        }
+
+        /// Says why a command is refused, and records what is to be recorded all the same.
+        fn refuses(&mut self, second: i64, command: &Command) -> RefusalCode {
+            let refusal = self.decide(second, command).unwrap_err();
+            self.append(second, refusal.events);
+            refusal.code
+        }
+
+        fn status(&self) -> Status {
+            self.run.as_ref().unwrap().status
+        }
+
+        /// Returns the types of the facts since a version.
+        fn facts_after(&self, version: usize) -> Vec<&'static str> {
+            self.stream[version..].iter().map(|recorded| recorded.event.type_name()).collect()
+        }
+    }
+
+    fn create(change: impl FnOnce(&mut RunSpec)) -> Command {
+        let mut spec = RunSpec::of_lane(name("watcher"));
+        change(&mut spec);
+        Command::Create { run: id(), spec: Box::new(spec), claim: None }
+    }
+
+    fn claimant(number: u32) -> Claimant {
+        Claimant { executor: name("mac-7"), device: None, claim: claim_id(number) }
+    }
+
+    fn create_claimed(change: impl FnOnce(&mut RunSpec), claimant: Claimant) -> Command {
+        let Command::Create { run, spec, .. } = create(change) else { unreachable!() };
+        Command::Create { run, spec, claim: Some(claimant) }
+    }
+
+    fn claim(number: u32) -> Command {
+        Command::Claim { lanes: vec![name("watcher")], claimant: claimant(number) }
+    }
+
+    /// A report on an attempt under the claim id of the same number.
+    fn report(attempt: u32) -> Report {
+        Report { run: id(), attempt, claim: Some(claim_id(attempt)), executor: Some(name("mac-7")) }
+    }
+
+    fn beat(report: Report) -> Command {
+        Command::Heartbeat { report, progress: None }
+    }
+
+    fn complete(report: Report, output: Option<Value>) -> Command {
+        Command::Complete { report, output }
+    }
+
+    fn fail(report: Report, error: &str) -> Command {
+        Command::Fail { report, error: error.to_owned() }
+    }
+
+    fn cancel(reason: Option<&str>) -> Command {
+        Command::RequestCancel { run: id(), by: name("ada"), reason: reason.map(str::to_owned) }
+    }
+
+    fn reap() -> Command {
+        Command::Reap { run: id(), by: name("sweeper-1"), by_hand: None }
+    }
+
+    fn reap_by_hand() -> Command {
+        Command::Reap { run: id(), by: name("ada"), by_hand: Some(ByHand::default()) }
+    }
+
+    fn requeue() -> Command {
+        Command::Requeue { run: id(), by: name("ada"), reason: None }
+    }
+
+    fn every_report(report: &Report) -> [Command; 5] {
+        [
+            Command::Start(report.clone()),
+            beat(report.clone()),
+            complete(report.clone(), None),
+            fail(report.clone(), "disk full"),
+            Command::AcknowledgeCancel(report.clone()),
+        ]
+    }
+
+    fn gap(from: i64, to: i64) -> DeafSpan {
+        let (promised_until, cause, recorded_at) = (at(from + 12), DeafCause::Gap, at(to));
+        DeafSpan { from: at(from), to: at(to), promised_until, cause, recorded_at }
+    }
+
+    fn beacon(role: BeaconRole) -> Command {
+        Command::Beacon { process: name("p"), role, promise: None, clock_step: None }
+    }
+
+    mod creating {
+        use super::*;
+
+        #[test]
+        fn a_run_is_created_once() {
+            let mut story = Story::pending();
+            assert_eq!(story.status(), Status::Pending);
+            assert_eq!(story.refuses(1, &create(|_| ())), RefusalCode::RunExists);
+        }
+
+        #[test]
+        fn a_run_may_be_created_and_claimed_in_one_append() {
+            let story = Story::empty().when(0, &create_claimed(|_| (), claimant(1)));
+            assert_eq!(story.facts_after(0), ["created", "claimed"]);
+            assert_eq!(story.run.unwrap().claim.unwrap().id, Some(claim_id(1)));
+        }
+
+        #[test]
+        fn a_claim_at_creation_respects_the_pin_and_not_before() {
+            let pinned = |spec: &mut RunSpec| spec.device = Some(name("macbook-air"));
+            let later = |spec: &mut RunSpec| spec.not_before = Some(at(60));
+            let mut story = Story::empty();
+            assert_eq!(story.refuses(0, &create_claimed(pinned, claimant(1))), RefusalCode::NotClaimable);
+            assert_eq!(story.refuses(0, &create_claimed(later, claimant(1))), RefusalCode::NotClaimable);
+            assert!(story.stream.is_empty());
+        }
+
+        #[test]
+        fn a_second_run_with_an_open_unique_key_is_refused_naming_the_holder() {
+            let holder = RunId::from_uuid(uuid::Uuid::from_u128(9));
+            let mut story = Story::empty();
+            story.key_holder = Some(holder);
+            let refusal = story.decide(0, &create(|spec| spec.unique_key = Some(name("nightly")))).unwrap_err();
+            assert_eq!((refusal.code, refusal.key_holder), (RefusalCode::UniqueKeyOpen, Some(holder)));
+            // Without a key of its own a run is in nobody's way.
+            assert!(story.decide(0, &create(|_| ())).is_ok());
+        }
+
+        #[test]
+        fn what_is_over_a_limit_is_refused_naming_the_field() {
+            let large = Value::String("x".repeat(PAYLOAD_BYTES_MAX));
+            let text = "x".repeat(PAYLOAD_BYTES_MAX + 1);
+            let labels = |count: usize| (0..count).map(|n| (name(&format!("l{n}")), String::new())).collect();
+            let labelled = |value: &str| create(|spec| drop(spec.labels.insert(name("env"), value.to_owned())));
+            let (new, running) = (Story::empty(), Story::beating());
+            let progress = Command::Heartbeat { report: report(1), progress: Some(large.clone()) };
+            let reap =
+                Command::Reap { run: id(), by: name("ada"), by_hand: Some(ByHand { reason: Some(text.clone()) }) };
+            for (story, command, field, code) in [
+                (&new, create(|spec| spec.input = Some(large.clone())), "input:", RefusalCode::TooLarge),
+                (&new, create(|spec| spec.labels = labels(33)), "labels:", RefusalCode::TooLarge),
+                (&new, labelled(&"x".repeat(257)), "labels.env:", RefusalCode::TooLarge),
+                (&new, labelled("a\nb"), "labels.env:", RefusalCode::Invalid),
+                (&running, progress, "progress:", RefusalCode::TooLarge),
+                (&running, complete(report(1), Some(large.clone())), "output:", RefusalCode::TooLarge),
+                (&running, fail(report(1), &text), "error:", RefusalCode::TooLarge),
+                (&running, fail(report(1), "a\0b"), "error:", RefusalCode::Invalid),
+                (&running, cancel(Some(&text)), "reason:", RefusalCode::TooLarge),
+                (&running, reap, "reason:", RefusalCode::TooLarge),
+            ] {
+                let refusal = story.decide(400, &command).unwrap_err();
+                assert_eq!(refusal.code, code, "{}", refusal.message);
+                assert!(refusal.message.starts_with(field), "{}", refusal.message);
+                assert!(refusal.events.is_empty());
+            }
+        }
+
+        #[test]
+        fn what_is_just_within_a_limit_is_taken() {
+            let largest = Value::String("x".repeat(PAYLOAD_BYTES_MAX - 2));
+            let labels = (0..32).map(|n| (name(&format!("l{n}")), "x".repeat(256))).collect();
+            let full = create(|spec| (spec.input, spec.labels) = (Some(largest), labels));
+            assert!(Story::empty().decide(0, &full).is_ok());
+        }
+    }
+
+    mod claiming {
+        use super::*;
+
+        #[test]
+        fn each_claim_is_a_new_attempt_under_its_own_claim_id() {
+            let story = Story::reaped().when(301, &requeue()).when(302, &claim(2));
+            let run = story.run.unwrap();
+            assert_eq!((run.attempt, run.claim.unwrap().id), (2, Some(claim_id(2))));
+        }
+
+        #[test]
+        fn only_a_pending_run_can_be_claimed() {
+            assert_eq!(Story::claimed().refuses(11, &claim(2)), RefusalCode::NotClaimable);
+            assert_eq!(Story::reaped().refuses(301, &claim(2)), RefusalCode::NotClaimable);
+            assert_eq!(Story::empty().refuses(0, &claim(1)), RefusalCode::NothingToClaim);
+        }
+
+        #[test]
+        fn a_pinned_run_goes_to_its_device_alone() {
+            let pinned = create(|spec| spec.device = Some(name("macbook-air")));
+            let from = |device: Option<&str>| {
+                let claimant = Claimant { device: device.map(name), ..claimant(1) };
+                Command::Claim { lanes: vec![name("watcher")], claimant }
+            };
+            let mut story = Story::empty().when(0, &pinned);
+            assert_eq!(story.refuses(1, &from(None)), RefusalCode::NotClaimable);
+            assert_eq!(story.refuses(1, &from(Some("macbook-pro"))), RefusalCode::NotClaimable);
+            assert_eq!(story.when(1, &from(Some("macbook-air"))).status(), Status::Claimed);
+        }
+
+        #[test]
+        fn a_run_cannot_be_claimed_before_it_is_due() {
+            let mut story = Story::empty().when(0, &create(|spec| spec.not_before = Some(at(60))));
+            assert_eq!(story.refuses(59, &claim(1)), RefusalCode::NotClaimable);
+            assert_eq!(story.when(60, &claim(1)).status(), Status::Claimed);
+        }
+
+        #[test]
+        fn a_requeue_sets_a_new_not_before() {
+            let created = create(|spec| spec.not_before = Some(at(5)));
+            let twice = |terms: &mut Terms| terms.max_attempts = 2;
+            let mut story = Story::empty().under(twice).when(0, &created).when(10, &claim(1)).when(8_000, &reap());
+            assert_eq!(story.refuses(8_009, &claim(2)), RefusalCode::NotClaimable);
+            assert_eq!(story.when(8_010, &claim(2)).status(), Status::Claimed);
+        }
+    }
+
+    mod reporting {
+        use super::*;
+
+        #[test]
+        fn reports_under_the_current_token_are_taken() {
+            let story = Story::claimed().when(11, &Command::Start(report(1))).when(12, &beat(report(1)));
+            let story = story.when(13, &complete(report(1), Some(json!({ "ok": true }))));
+            assert_eq!(story.facts_after(2), ["started", "heartbeat", "completed"]);
+        }
+
+        #[test]
+        fn a_report_without_a_claim_id_is_held_to_the_attempt_alone() {
+            let anonymous = |attempt| Report { claim: None, executor: None, ..report(attempt) };
+            let mut story = Story::beating();
+            assert_eq!(story.refuses(30, &beat(anonymous(2))), RefusalCode::StaleAttempt);
+            assert_eq!(story.when(30, &complete(anonymous(1), None)).status(), Status::Completed);
+        }
+
+        #[test]
+        fn a_stale_attempt_or_a_wrong_claim_id_changes_nothing() {
+            let wrong_claim = Report { claim: Some(claim_id(9)), ..report(1) };
+            for stale in [report(0), report(2), wrong_claim] {
+                for command in every_report(&stale) {
+                    let mut story = Story::beating();
+                    let before = story.run.clone();
+                    assert_eq!(story.refuses(30, &command), RefusalCode::StaleAttempt, "{command:?}");
+                    assert_eq!(story.run, before);
+                }
+            }
+        }
+
+        #[test]
+        fn a_run_that_waits_takes_no_reports() {
+            let requeued = Story::claimed().when(20, &fail(report(1), "disk full")).when(30, &requeue());
+            for command in [Command::Start(report(1)), beat(report(1)), complete(report(1), None)] {
+                let decided = requeued.decide(40, &command).unwrap_err();
+                assert_eq!((decided.code, decided.events), (RefusalCode::StaleAttempt, Vec::new()), "{command:?}");
+            }
+        }
+
+        #[test]
+        fn saying_the_same_twice_gets_the_same_answer_and_no_second_fact() {
+            let output = Some(json!({ "rows": 7 }));
+            let cancelled = Story::beating().when(30, &cancel(None));
+            for (story, command) in [
+                (Story::claimed(), Command::Start(report(1))),
+                (Story::beating(), complete(report(1), output.clone())),
+                (Story::beating(), fail(report(1), "disk full")),
+                (Story::beating(), cancel(None)),
+                (Story::pending(), cancel(None)),
+                (cancelled, Command::AcknowledgeCancel(report(1))),
+            ] {
+                let story = story.when(40, &command);
+                assert_eq!(story.decide(50, &command), Ok(Vec::new()), "{command:?}");
+            }
+        }
+
+        #[test]
+        fn a_repeated_failure_is_recognised_after_the_requeue() {
+            let story = Story::beating().when(30, &fail(report(1), "disk full")).when(40, &requeue());
+            assert_eq!(story.decide(50, &fail(report(1), "disk full")), Ok(Vec::new()));
+        }
+
+        #[test]
+        fn saying_something_else_about_an_ended_run_is_refused_as_settled() {
+            let completed = Story::beating().when(30, &complete(report(1), Some(json!(1))));
+            let failed = Story::beating().when(30, &fail(report(1), "disk full"));
+            for (mut story, command) in [
+                (completed, complete(report(1), Some(json!(2)))),
+                (failed, fail(report(1), "disk on fire")),
+                (Story::beating().when(30, &complete(report(1), None)), fail(report(1), "disk full")),
+                (Story::beating().when(30, &complete(report(1), None)), beat(report(1))),
+                (Story::beating().when(30, &complete(report(1), None)), cancel(None)),
+            ] {
+                assert_eq!(story.refuses(40, &command), RefusalCode::Settled, "{command:?}");
+                assert_eq!(story.facts_after(4), [""; 0]);
+            }
+        }
+
+        #[test]
+        fn null_is_the_same_as_nothing() {
+            let null = Some(Value::Null);
+            let heard = Story::claimed().when(20, &Command::Heartbeat { report: report(1), progress: null.clone() });
+            assert!(matches!(heard.stream[2].event, RunEvent::Heartbeat { progress: None, .. }));
+            let done = heard.when(30, &complete(report(1), null.clone()));
+            assert!(matches!(done.stream[3].event, RunEvent::Completed { output: None, .. }));
+            assert_eq!(done.decide(40, &complete(report(1), null.clone())), Ok(Vec::new()));
+            let created = Story::empty().when(0, &create(|spec| spec.input = null));
+            assert!(matches!(created.stream[0].event, RunEvent::Created { input: None, .. }));
+        }
+    }
+
+    mod cancelling {
+        use super::*;
+
+        #[test]
+        fn a_pending_run_is_cancelled_at_once_about_no_attempt() {
+            let story = Story::pending().when(5, &cancel(None));
+            assert_eq!(story.status(), Status::Cancelled);
+            assert!(matches!(story.stream[1].event, RunEvent::Cancelled { attempt: 0, .. }));
+        }
+
+        #[test]
+        fn the_reason_for_cancelling_a_pending_run_is_kept() {
+            let story = Story::pending().when(5, &cancel(Some("no longer needed")));
+            assert_eq!(story.facts_after(1), ["cancel_requested", "cancelled"]);
+        }
+
+        #[test]
+        fn an_executor_is_asked_and_answers() {
+            let story = Story::beating().when(30, &cancel(Some("too slow")));
+            assert_eq!(story.status(), Status::Running);
+            let story = story.when(40, &Command::AcknowledgeCancel(report(1)));
+            assert_eq!(story.status(), Status::Cancelled);
+            assert!(matches!(&story.stream[4].event, RunEvent::Cancelled { attempt: 1, by } if by.as_str() == "mac-7"));
+        }
+
+        #[test]
+        fn nobody_stops_unasked() {
+            let stopped = Command::AcknowledgeCancel(report(1));
+            assert_eq!(Story::beating().refuses(30, &stopped), RefusalCode::NotCancelRequested);
+        }
+    }
+
+    mod reaping {
+        use super::*;
+
+        #[test]
+        fn a_lapsed_run_is_reaped_with_its_evidence() {
+            let story = Story::reaped();
+            let RunEvent::TimedOut { attempt: 1, rule, evidence: Some(evidence), .. } = &story.stream[3].event else {
+                panic!("not a reap: {:?}", story.stream[3])
+            };
+            let basis = BasisEvidence { fact: crate::verdict::BasisFact::Heartbeat, version: 3, at: at(20) };
+            assert_eq!((*rule, evidence.rule, evidence.basis), (Rule::HeartbeatSilence, Rule::HeartbeatSilence, basis));
+            assert_eq!((evidence.window, evidence.charged), (Span::from_seconds(180), Span::from_seconds(280)));
+            assert_eq!((evidence.wall, evidence.deaf), (Span::from_seconds(280), Span::ZERO));
+            assert_eq!((evidence.judged_at, evidence.policy_version), (at(300), 0));
+            assert_eq!((evidence.executor.clone(), evidence.sweeper.clone()), (Some(name("mac-7")), name("sweeper-1")));
+        }
+
+        #[test]
+        fn a_run_that_was_heard_of_meanwhile_is_not_reaped() {
+            let story = Story::beating().when(299, &beat(report(1)));
+            let refusal = story.decide(300, &reap()).unwrap_err();
+            assert_eq!((refusal.code, refusal.events), (RefusalCode::NotLapsed, Vec::new()));
+            assert_eq!(Story::beating().refuses(200, &reap()), RefusalCode::NotLapsed);
+        }
+
+        #[test]
+        fn a_second_reap_finds_nothing_to_do() {
+            assert_eq!(Story::reaped().refuses(301, &reap()), RefusalCode::NotLapsed);
+        }
+
+        #[test]
+        fn nothing_is_reaped_while_nobody_listens_not_even_by_hand() {
+            let mut story = Story::beating();
+            story.deaf = vec![gap(250, 1_000)];
+            assert_eq!(story.refuses(300, &reap()), RefusalCode::Deaf);
+            assert_eq!(story.refuses(300, &reap_by_hand()), RefusalCode::Deaf);
+            assert_eq!(story.when(1_000, &reap()).status(), Status::TimedOut);
+        }
+
+        #[test]
+        fn an_open_gap_that_hides_the_lapse_leaves_nothing_to_reap() {
+            let mut story = Story::beating();
+            let (process, role) = (name("p"), BeaconRole::Serve);
+            story.beacons = vec![Beacon { process, role, at: at(100), promise: Some(at(112)) }];
+            assert_eq!(story.refuses(5_000, &reap()), RefusalCode::NotLapsed);
+        }
+
+        #[test]
+        fn a_lane_in_shadow_mode_reaps_only_by_hand() {
+            let mut story = Story::beating().under(|terms| terms.mode = Mode::Shadow);
+            assert_eq!(story.refuses(300, &reap()), RefusalCode::Shadow);
+            assert_eq!(story.when(300, &reap_by_hand()).status(), Status::TimedOut);
+        }
+
+        #[test]
+        fn a_held_lane_reaps_nobody_for_silence_but_by_hand() {
+            let mut silent = Story::beating();
+            silent.held = true;
+            assert_eq!(silent.refuses(300, &reap()), RefusalCode::Held);
+            assert_eq!(silent.when(300, &reap_by_hand()).status(), Status::TimedOut);
+            let mut mute = Story::claimed();
+            mute.held = true;
+            assert_eq!(mute.when(8_000, &reap()).status(), Status::TimedOut);
+        }
+
+        #[test]
+        fn a_reap_by_hand_leaves_a_name_and_still_needs_a_lapse() {
+            let events = Story::beating().decide(300, &reap_by_hand()).unwrap();
+            let forced = ServiceEvent::ReapForced { target: id(), by: name("ada"), reason: None };
+            assert_eq!(events.last(), Some(&Event::Service(forced)));
+            assert_eq!(Story::beating().refuses(100, &reap_by_hand()), RefusalCode::NotLapsed);
+        }
+
+        #[test]
+        fn a_pending_run_is_reaped_about_no_attempt_and_not_retried() {
+            let generous =
+                |terms: &mut Terms| (terms.claim_window, terms.max_attempts) = (Some(Span::from_seconds(60)), 9);
+            let story = Story::pending().under(generous).when(61, &reap());
+            assert_eq!(story.facts_after(1), ["timed_out"]);
+            let RunEvent::TimedOut { attempt: 0, evidence: Some(evidence), .. } = &story.stream[1].event else {
+                panic!("not a reap of a pending run")
+            };
+            assert_eq!(evidence.executor, None);
+        }
+
+        #[test]
+        fn a_reaped_attempt_is_retried_in_the_same_append_after_a_growing_wait() {
+            let mut story = Story::pending().under(|terms| terms.max_attempts = 4);
+            for (attempt, wait) in [(1, 10), (2, 20), (3, 40)] {
+                let start = i64::from(attempt) * 10_000;
+                story = story.when(start, &claim(attempt)).when(start + 8_000, &reap());
+                let [.., reap, retry] = story.stream.as_slice() else { panic!("a short stream") };
+                assert_eq!((reap.event.type_name(), retry.recorded_at), ("timed_out", reap.recorded_at.next()));
+                let RunEvent::Requeued { next_attempt, not_before, by: None, .. } = retry.event else {
+                    panic!("not a retry: {retry:?}")
+                };
+                assert_eq!((next_attempt, not_before), (attempt + 1, at(start + 8_000 + wait)));
+            }
+            let story = story.when(40_000, &claim(4)).when(48_000, &reap());
+            assert_eq!(story.status(), Status::TimedOut, "the fourth reap is the last");
+        }
+
+        #[test]
+        fn max_attempts_counts_reaps_not_claims() {
+            let twice = |terms: &mut Terms| terms.max_attempts = 2;
+            let story = Story::claimed().under(twice).when(20, &fail(report(1), "disk full")).when(30, &requeue());
+            let events = story.when(40, &claim(2)).decide(8_000, &reap()).unwrap();
+            assert_eq!(events.len(), 2, "its first reap is followed by a retry: {events:?}");
+        }
+
+        #[test]
+        fn a_run_that_was_asked_to_stop_is_not_retried() {
+            let story = Story::beating().under(|terms| terms.max_attempts = 3).when(30, &cancel(None));
+            assert_eq!(story.when(300, &reap()).facts_after(4), ["timed_out"]);
+        }
+    }
+
+    mod after_a_reap {
+        use super::*;
+
+        fn retried() -> Story {
+            Story::beating().under(|terms| terms.max_attempts = 3).when(300, &reap())
+        }
+
+        #[test]
+        fn each_kind_of_late_signal_is_recorded_once_for_an_attempt() {
+            let mut story = Story::reaped().under(|terms| terms.late_completion = LateCompletion::Refuse);
+            for command in every_report(&report(1)).iter().chain(&every_report(&report(1))) {
+                assert_eq!(story.refuses(310, command), RefusalCode::Settled);
+            }
+            let signals = story.stream[4..].iter().map(|recorded| match recorded.event {
+                RunEvent::LateSignal { attempt: 1, signal, .. } => signal,
+                ref other => panic!("not a late signal: {other:?}"),
+            });
+            let said: Vec<_> = signals.collect();
+            assert_eq!(said, [Signal::Started, Signal::Heartbeat, Signal::Completed, Signal::Failed]);
+        }
+
+        #[test]
+        fn a_late_signal_is_recorded_while_the_next_attempt_is_under_way() {
+            let mut story = retried().when(400, &claim(2)).when(410, &beat(report(2)));
+            let before = story.run.clone().unwrap();
+            assert_eq!(story.refuses(420, &beat(report(1))), RefusalCode::StaleAttempt);
+            assert_eq!(story.refuses(421, &beat(report(1))), RefusalCode::StaleAttempt);
+            assert_eq!(story.facts_after(7), ["late_signal"]);
+            let after = story.run.unwrap();
+            assert_eq!((after.status, after.attempt, after.beats), (before.status, before.attempt, before.beats));
+            assert_eq!(after.last_beat, before.last_beat);
+        }
+
+        #[test]
+        fn who_quotes_another_claim_id_was_not_the_reaped_executor() {
+            let stranger = Report { claim: Some(claim_id(9)), ..report(1) };
+            let mut story = Story::reaped();
+            assert_eq!(story.refuses(310, &beat(stranger)), RefusalCode::StaleAttempt);
+            assert_eq!(story.facts_after(4), [""; 0]);
+        }
+
+        #[test]
+        fn work_that_comes_late_is_adopted_until_the_next_claim() {
+            let late = complete(report(1), Some(json!("result")));
+            for story in [Story::reaped(), retried()] {
+                let story = story.when(310, &late);
+                assert_eq!(story.status(), Status::Completed);
+                let last = &story.stream.last().unwrap().event;
+                assert!(matches!(last, RunEvent::Completed { attempt: 1, late: true, .. }));
+                assert_eq!(story.decide(320, &late), Ok(Vec::new()));
+            }
+            let mut claimed_again = retried().when(400, &claim(2));
+            assert_eq!(claimed_again.refuses(410, &late), RefusalCode::StaleAttempt);
+            assert_eq!(claimed_again.status(), Status::Claimed);
+        }
+
+        #[test]
+        fn a_lane_may_refuse_late_work() {
+            let mut story = retried().under(|terms| terms.late_completion = LateCompletion::Refuse);
+            assert_eq!(story.refuses(310, &complete(report(1), None)), RefusalCode::StaleAttempt);
+            assert_eq!((story.status(), story.facts_after(5)), (Status::Pending, vec!["late_signal"]));
+        }
+
+        #[test]
+        fn late_work_needs_the_claim_id_of_its_attempt() {
+            let stranger = Report { claim: Some(claim_id(9)), ..report(1) };
+            assert_eq!(Story::reaped().refuses(310, &complete(stranger, None)), RefusalCode::StaleAttempt);
+        }
+
+        #[test]
+        fn late_work_is_not_adopted_by_a_run_that_was_cancelled_meanwhile() {
+            let mut story = retried().when(310, &cancel(None));
+            assert_eq!(story.refuses(320, &complete(report(1), None)), RefusalCode::Settled);
+            assert_eq!(story.status(), Status::Cancelled);
+        }
+    }
+
+    mod requeueing {
+        use super::*;
+
+        #[test]
+        fn a_failed_or_reaped_run_is_requeued_at_once_and_forgets_the_request_to_stop() {
+            let failed = Story::beating().when(30, &cancel(None)).when(40, &fail(report(1), "disk full"));
+            for story in [Story::reaped(), failed] {
+                let story = story.when(400, &requeue());
+                let run = story.run.as_ref().unwrap();
+                assert_eq!((run.status, run.attempt, run.waiting.due_at), (Status::Pending, 1, at(400)));
+                assert_eq!(run.cancel_requested, None);
+                assert_eq!(story.when(401, &claim(2)).run.unwrap().attempt, 2);
+            }
+        }
+
+        #[test]
+        fn other_runs_cannot_be_requeued() {
+            let completed = Story::beating().when(30, &complete(report(1), None));
+            let cancelled = Story::pending().when(30, &cancel(None));
+            for mut story in [Story::pending(), Story::claimed(), Story::beating(), completed, cancelled] {
+                assert_eq!(story.refuses(40, &requeue()), RefusalCode::NotRequeueable);
+            }
+        }
+
+        #[test]
+        fn a_run_whose_unique_key_is_open_elsewhere_stays_ended() {
+            let keyed = create(|spec| spec.unique_key = Some(name("nightly")));
+            let mut story = Story::empty().when(0, &keyed).when(10, &claim(1)).when(20, &fail(report(1), "disk full"));
+            let holder = RunId::from_uuid(uuid::Uuid::from_u128(9));
+            story.key_holder = Some(holder);
+            let refusal = story.decide(30, &requeue()).unwrap_err();
+            assert_eq!((refusal.code, refusal.key_holder), (RefusalCode::UniqueKeyOpen, Some(holder)));
+            story.key_holder = None;
+            assert_eq!(story.when(30, &requeue()).status(), Status::Pending);
+        }
+    }
+
+    mod not_judging {
+        use super::*;
+
+        #[test]
+        fn a_run_that_does_not_exist_is_unknown_to_every_command() {
+            let commands = [cancel(None), reap(), requeue(), Command::Rearm { run: id() }];
+            for command in every_report(&report(1)).iter().chain(&commands) {
+                assert_eq!(Story::empty().refuses(0, command), RefusalCode::UnknownRun, "{command:?}");
+            }
+        }
+
+        #[test]
+        fn a_quarantined_run_is_left_alone() {
+            let mut story = Story::beating();
+            let run = story.run.as_mut().unwrap();
+            run.quarantine(4, at(30), "unknown event type `paused`".to_owned());
+            let commands = [cancel(None), reap(), reap_by_hand(), requeue(), claim(2)];
+            for command in every_report(&report(1)).iter().chain(&commands) {
+                let refusal = story.decide(8_000, command).unwrap_err();
+                assert_eq!((refusal.code, refusal.events), (RefusalCode::Quarantined, Vec::new()), "{command:?}");
+            }
+        }
+
+        #[test]
+        fn looking_again_appends_nothing() {
+            assert_eq!(Story::beating().decide(300, &Command::Rearm { run: id() }), Ok(Vec::new()));
+        }
+    }
+
+    mod serving {
+        use super::*;
+
+        fn set_policy(window: u64, expected_version: Option<u32>) -> Command {
+            let terms = Terms { heartbeat_window: Span::from_seconds(window), ..Terms::default() };
+            Command::SetPolicy { lane: name("watcher"), terms: Box::new(terms), expected_version, by: None }
+        }
+
+        #[test]
+        fn a_policy_gets_the_next_version_and_is_recorded_whole() {
+            let mut story = Story::empty();
+            story.policy.version = 4;
+            let events = story.decide(0, &set_policy(90, Some(4))).unwrap();
+            let [Event::Service(ServiceEvent::PolicySet { policy_version: 5, policy, .. })] = events.as_slice() else {
+                panic!("not a policy: {events:?}")
+            };
+            assert_eq!(policy.heartbeat_window, Span::from_seconds(90));
+        }
+
+        #[test]
+        fn a_window_under_three_intervals_is_refused_naming_the_field() {
+            let refusal = Story::empty().decide(0, &set_policy(89, None)).unwrap_err();
+            assert_eq!(refusal.code, RefusalCode::Invalid);
+            assert!(refusal.message.starts_with("heartbeat_window:"), "{}", refusal.message);
+        }
+
+        #[test]
+        fn a_policy_made_from_an_older_one_is_refused() {
+            let mut story = Story::empty();
+            story.policy.version = 4;
+            assert_eq!(story.refuses(0, &set_policy(90, Some(3))), RefusalCode::PolicyChanged);
+            assert!(story.decide(0, &set_policy(90, None)).is_ok());
+        }
+
+        #[test]
+        fn the_first_counted_beacon_after_a_gap_records_it_and_the_second_does_not() {
+            let mut story = Story::empty();
+            let of = |second, role| Beacon { process: name("p"), role, at: at(second), promise: Some(at(second + 12)) };
+            story.beacons = vec![of(90, BeaconRole::Serve), of(100, BeaconRole::Serve), of(400, BeaconRole::Local)];
+            let deaf =
+                ServiceEvent::Deaf { from: at(100), to: at(500), promised_until: Some(at(112)), cause: DeafCause::Gap };
+            assert_eq!(story.decide(112, &beacon(BeaconRole::Serve)), Ok(Vec::new()));
+            assert_eq!(story.decide(500, &beacon(BeaconRole::Local)), Ok(Vec::new()));
+            assert_eq!(story.decide(500, &beacon(BeaconRole::Serve)), Ok(vec![Event::Service(deaf)]));
+            story.beacons[0] = of(500, BeaconRole::Serve);
+            assert_eq!(story.decide(501, &beacon(BeaconRole::Serve)), Ok(Vec::new()));
+        }
+
+        #[test]
+        fn a_step_of_the_clock_is_recorded() {
+            let step = |clock_step| {
+                let (process, role) = (name("p"), BeaconRole::Serve);
+                let command = Command::Beacon { process, role, promise: None, clock_step: Some(clock_step) };
+                Story::empty().decide(5_000, &command).unwrap()
+            };
+            let (from, to) = (at(100), at(3_700));
+            let (promised_until, cause) = (None, DeafCause::ClockStep);
+            let deaf = ServiceEvent::Deaf { from, to, promised_until, cause };
+            assert_eq!(step(ClockStep::Forward { from, to }), [Event::Service(deaf)]);
+            let back = ServiceEvent::ClockBack { from: to, to: from };
+            assert_eq!(step(ClockStep::Back { from: to, to: from }), [Event::Service(back)]);
+        }
+
+        #[test]
+        fn a_lane_is_held_once_and_released_once() {
+            let hold = Command::Hold { lane: name("watcher"), lapsed: 18, silent: 30, beating: 40 };
+            let (lane, cause) = (name("watcher"), ReleaseCause::Operator);
+            let release = Command::ReleaseHold { lane, cause, by: Some(name("ada")), reason: None };
+            let mut story = Story::empty();
+            assert_eq!(story.decide(0, &hold).unwrap().len(), 1);
+            assert_eq!(story.refuses(0, &release), RefusalCode::NotHeld);
+            story.held = true;
+            assert_eq!(story.decide(1, &hold), Ok(Vec::new()));
+            assert_eq!(story.decide(1, &release).unwrap().len(), 1);
+        }
+    }
 }

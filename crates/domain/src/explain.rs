@@ -231,3 +231,195 @@ fn capitalised(text: &str) -> String {
     let end = if text.ends_with('.') { "" } else { "." };
     format!("{first}{}{end}", characters.as_str())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::event::{DeafCause, Signal};
+    use crate::ids::RunId;
+    use crate::listening::DeafSpan;
+    use crate::policy::Terms;
+    use crate::verdict::judge;
+
+    /// An instant of 2026-05-04, so many seconds after 02:00.
+    fn at(seconds: u64) -> Timestamp {
+        "2026-05-04T02:00:00Z".parse::<Timestamp>().unwrap().plus(Span::from_seconds(seconds))
+    }
+
+    /// Folds a stream that is told as (second, fact); `created` at second 0 goes without saying.
+    fn run(facts: &[(u64, RunEvent)]) -> Run {
+        let lane = Name::new("watcher").unwrap();
+        let labels = BTreeMap::new();
+        let created = RunEvent::Created {
+            lane,
+            goal: None,
+            device: None,
+            not_before: None,
+            unique_key: None,
+            labels,
+            input: None,
+        };
+        let recorded = |(version, (second, event)): (u64, (u64, RunEvent))| {
+            let (run, recorded_at) = (RunId::from_uuid(uuid::Uuid::from_u128(7)), at(second));
+            Recorded { run, version, recorded_at, event }
+        };
+        let stream: Vec<_> = (1..).zip([(0, created)].into_iter().chain(facts.to_vec())).map(recorded).collect();
+        Run::fold(&stream).unwrap().unwrap()
+    }
+
+    fn claimed() -> RunEvent {
+        RunEvent::Claimed { attempt: 1, claim: None, executor: Name::new("mac-7").unwrap(), device: None }
+    }
+
+    fn beat() -> RunEvent {
+        RunEvent::Heartbeat { attempt: 1, progress: None }
+    }
+
+    fn reaped(message: &str) -> RunEvent {
+        let (rule, message) = (Rule::HeartbeatSilence, message.to_owned());
+        RunEvent::TimedOut { attempt: 1, rule, evidence: None, message }
+    }
+
+    fn policy(change: impl FnOnce(&mut Terms)) -> LanePolicy {
+        let mut terms = Terms::default();
+        change(&mut terms);
+        LanePolicy { version: 1, terms }
+    }
+
+    /// Judges at a second, while everybody listens, and says why the run is reaped.
+    fn reap_message_at(second: u64, facts: &[(u64, RunEvent)], policy: &LanePolicy) -> String {
+        let run = run(facts);
+        let verdict = judge(&run, policy, &Listening::default(), at(second));
+        assert!(verdict.is_lapsed());
+        reap_message(&run, &verdict.charge.unwrap())
+    }
+
+    /// Judges at a second, while everybody listens, and says how the run is.
+    fn sentence_at(second: u64, run: &Run, policy: &LanePolicy) -> String {
+        let verdict = judge(run, policy, &Listening::default(), at(second));
+        sentence(run, &verdict, policy, at(second))
+    }
+
+    #[test]
+    fn a_reap_for_silence_says_who_was_last_heard_when() {
+        // Heard at 02:41:03, reaped 3 min 12 s later.
+        let message = reap_message_at(2_655, &[(2_220, claimed()), (2_463, beat())], &LanePolicy::default());
+        assert_eq!(
+            message,
+            "heartbeat silent for 3m 12s (limit 3m): last heard 02:41:03Z from mac-7, attempt 1; the executor crashed \
+             or was abandoned"
+        );
+    }
+
+    #[test]
+    fn a_reap_under_the_coarse_window_says_that_nothing_was_ever_heard() {
+        let message = reap_message_at(7_215, &[(10, claimed())], &LanePolicy::default());
+        assert_eq!(
+            message,
+            "no terminal state 2h 0m 5s after the claim (limit 2h): mac-7 never sent a heartbeat, attempt 1"
+        );
+    }
+
+    #[test]
+    fn each_rule_has_a_message_of_its_own_with_charge_and_limit() {
+        let minute = Some(Span::from_seconds(60));
+        let defaults = LanePolicy::default();
+        let messages = [
+            reap_message_at(8_000, &[(10, claimed()), (20, beat())], &defaults),
+            reap_message_at(8_000, &[(10, claimed())], &defaults),
+            reap_message_at(65, &[], &policy(|terms| terms.claim_window = minute)),
+            reap_message_at(75, &[(10, claimed())], &policy(|terms| terms.start_window = minute)),
+            reap_message_at(75, &[(10, claimed()), (70, beat())], &policy(|terms| terms.max_runtime = minute)),
+        ];
+        let beginnings = ["heartbeat silent", "no terminal state", "not claimed", "not started", "ran for"];
+        for (message, beginning) in messages.iter().zip(beginnings) {
+            assert!(message.starts_with(beginning), "{message}");
+            assert!(!message.ends_with('.') && !message.contains('\n'), "one sentence: {message}");
+        }
+        for message in &messages[2..] {
+            assert!(message.contains("1m 5s") && message.contains("(limit 1m)"), "{message}");
+        }
+    }
+
+    #[test]
+    fn deaf_time_is_mentioned_where_there_was_some() {
+        let run = run(&[(10, claimed()), (20, beat())]);
+        let (promised_until, cause, recorded_at) = (at(112), DeafCause::Gap, at(400));
+        let gap = DeafSpan { from: at(100), to: at(400), promised_until, cause, recorded_at };
+        let listening = Listening::as_of(at(1_000), &[gap], &[]);
+        let verdict = judge(&run, &LanePolicy::default(), &listening, at(1_000));
+        assert!(reap_message(&run, &verdict.charge.unwrap()).contains("(limit 3m), 5m of deaf time not charged:"));
+        let lines = lines(&run, &verdict, &LanePolicy::default(), &listening, at(1_000));
+        assert!(lines.iter().any(|line| line.contains("from 2026-05-04T02:01:40.000000Z")), "{lines:?}");
+    }
+
+    #[test]
+    fn why_not_yet_says_when_it_would_be() {
+        let defaults = LanePolicy::default();
+        let heard = run(&[(10, claimed()), (20, beat())]);
+        let mute = run(&[(10, claimed())]);
+        for (second, run, beginning, lapses_at) in [
+            (30, &heard, "alive: last heard 02:00:20Z from mac-7", "2026-05-04T02:03:20.000000Z"),
+            (90, &heard, "missed a heartbeat, but not lapsed", "2026-05-04T02:03:20.000000Z"),
+            (90, &mute, "presumed alive: mac-7 claimed it at 02:00:10Z", "2026-05-04T04:00:10.000000Z"),
+        ] {
+            let text = sentence_at(second, run, &defaults);
+            assert!(text.starts_with(beginning) && text.contains(lapses_at), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_waiting_run_says_what_it_waits_for() {
+        let defaults = LanePolicy::default();
+        let limited = policy(|terms| terms.claim_window = Some(Span::from_seconds(60)));
+        let requeued = RunEvent::Requeued { next_attempt: 2, not_before: at(500), by: None, reason: None };
+        let later = run(&[(10, claimed()), (400, reaped("silent")), (401, requeued)]);
+        assert!(sentence_at(450, &later, &defaults).contains("not be claimed before 2026-05-04T02:08:20"));
+        assert!(sentence_at(90, &run(&[]), &defaults).contains("the lane has no claim window"));
+        assert!(sentence_at(30, &run(&[]), &limited).contains("reaped as unclaimed after 2026-05-04T02:01:00"));
+    }
+
+    #[test]
+    fn a_lapsed_run_says_what_comes_next() {
+        let run = run(&[(10, claimed()), (20, beat())]);
+        assert!(sentence_at(300, &run, &LanePolicy::default()).ends_with("; the next sweep reaps it"));
+        let shadow = policy(|terms| terms.mode = Mode::Shadow);
+        assert!(sentence_at(300, &run, &shadow).contains("shadow mode"));
+    }
+
+    #[test]
+    fn an_ended_run_says_how_it_ended() {
+        let by = Name::new("ada").unwrap();
+        let completed = |late| RunEvent::Completed { attempt: 1, output: None, late };
+        let ending = |facts: &[(u64, RunEvent)]| {
+            let facts = [&[(10, claimed()), (20, beat())], facts].concat();
+            sentence_at(900, &run(&facts), &LanePolicy::default())
+        };
+        let failed = RunEvent::Failed { attempt: 1, error: "disk full".to_owned() };
+        assert_eq!(ending(&[(300, reaped("silent for long"))]), "silent for long");
+        assert!(ending(&[(30, completed(false))]).starts_with("completed at 2026-05-04T02:00:30.000000Z by mac-7"));
+        assert!(ending(&[(300, reaped("silent")), (310, completed(true))]).contains("the work was adopted"));
+        assert!(ending(&[(30, failed)]).ends_with("attempt 1: disk full"));
+        assert!(ending(&[(30, RunEvent::Cancelled { attempt: 1, by })]).ends_with("by ada"));
+    }
+
+    #[test]
+    fn a_quarantined_run_says_what_was_not_understood() {
+        let mut run = run(&[(10, claimed())]);
+        run.quarantine(3, at(20), "unknown event type `paused`".to_owned());
+        assert!(sentence_at(9_000, &run, &LanePolicy::default()).contains("unknown event type `paused`"));
+    }
+
+    #[test]
+    fn a_reaped_attempt_that_was_heard_of_again_is_owned_up_to() {
+        let late = RunEvent::LateSignal { attempt: 1, signal: Signal::Heartbeat, executor: None };
+        let run = run(&[(10, claimed()), (300, reaped("silent")), (310, late)]);
+        let (policy, listening) = (LanePolicy::default(), Listening::default());
+        let verdict = judge(&run, &policy, &listening, at(400));
+        let lines = lines(&run, &verdict, &policy, &listening, at(400));
+        assert_eq!(lines[0], "Silent.");
+        assert!(lines[1].contains("probably wrong"), "{lines:?}");
+    }
+}
