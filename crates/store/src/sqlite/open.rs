@@ -138,14 +138,15 @@ async fn enter_wal(connection: &mut SqliteConnection) -> Result<(), StoreError> 
 
 /// Returns the schema version of the file, 0 for a new one, once it is sure that the file is ours or new.
 async fn schema_version(connection: &mut SqliteConnection, path: &Path) -> Result<i64, StoreError> {
-    let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *connection).await?;
-    let application: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *connection).await?;
-    if application != APPLICATION_ID {
-        let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *connection).await?;
-        if application != 0 || version != 0 || tables != 0 {
-            let why = "it is the database of another program".to_owned();
-            return Err(StoreError::Unreadable { path: path.display().to_string(), why });
-        }
+    // One snapshot: another process may be about to make the file what it is.
+    let mut snapshot = connection.begin().await?;
+    let version: i64 = sqlx::query_scalar("PRAGMA user_version").fetch_one(&mut *snapshot).await?;
+    let application: i64 = sqlx::query_scalar("PRAGMA application_id").fetch_one(&mut *snapshot).await?;
+    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema").fetch_one(&mut *snapshot).await?;
+    snapshot.commit().await?;
+    if application != APPLICATION_ID && (application != 0 || version != 0 || tables != 0) {
+        let why = "it is the database of another program".to_owned();
+        return Err(StoreError::Unreadable { path: path.display().to_string(), why });
     }
     if version > SCHEMA_VERSION {
         return Err(StoreError::SchemaTooNew { found: version, known: SCHEMA_VERSION });
