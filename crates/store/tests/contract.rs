@@ -241,3 +241,21 @@ fn the_projection_is_the_fold_after_any_sequence_and_an_export_loses_nothing() {
     };
     TestRunner::new(config).run(&steps, check).unwrap();
 }
+
+#[tokio::test]
+async fn every_recorded_situation_gets_its_verdict_from_the_store() {
+    let cases: Vec<serde_json::Value> = serde_json::from_str(include_str!("../../../tests/cases/seed.json")).unwrap();
+    for case in &cases {
+        let place = Place::at("2026-06-01T00:00:00Z");
+        let store = place.open("a.db").await;
+        let lines: String = case["history"].as_array().unwrap().iter().map(|line| format!("{line}\n")).collect();
+        let checked = check_import(Cursor::new(lines), store.now().await.unwrap()).unwrap();
+        store.import(checked).await.unwrap();
+        let (run, at) = (case["run"].as_str().unwrap().parse().unwrap(), case["at"].as_str().unwrap().parse().unwrap());
+        let judged = ask::run_at(&store, run, at).await.unwrap().unwrap();
+        let found = serde_json::json!({"verdict": judged.verdict.liveness, "rule": judged.verdict.rule()});
+        for field in ["verdict", "rule"] {
+            assert_eq!(found[field], case["expect"][field], "{}", case["name"]);
+        }
+    }
+}
