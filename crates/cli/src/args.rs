@@ -53,6 +53,9 @@ pub(crate) enum Command {
     Lane(Lane),
     /// Reap the runs that have lapsed, until stopped.
     Sweep(Sweep),
+    /// Look at lanes in which nothing is reaped because too much went silent at once, and let reaping go on.
+    #[command(subcommand)]
+    Hold(Hold),
     /// Import histories into a store without runs; all of the file, or nothing.
     Import {
         /// A file with one event a line.
@@ -285,13 +288,13 @@ pub(crate) struct SetLane {
     pub(crate) coarse_ttl: Option<Span>,
     /// How long a due run may wait to be claimed, or `off`.
     #[arg(long)]
-    pub(crate) claim_window: Option<OrOff>,
+    pub(crate) claim_window: Option<OrOff<Span>>,
     /// How long a claimed run may take to start, or `off`.
     #[arg(long)]
-    pub(crate) start_window: Option<OrOff>,
+    pub(crate) start_window: Option<OrOff<Span>>,
     /// How long an attempt may take at all, or `off`.
     #[arg(long)]
-    pub(crate) max_runtime: Option<OrOff>,
+    pub(crate) max_runtime: Option<OrOff<Span>>,
     /// How many times a run may be reaped before it stays so.
     #[arg(long)]
     pub(crate) max_attempts: Option<u32>,
@@ -307,21 +310,47 @@ pub(crate) struct SetLane {
     /// `enforce`, or `shadow`: judged and reported, never reaped.
     #[arg(long, value_parser = word::<Mode>)]
     pub(crate) mode: Option<Mode>,
+    /// How many beating runs must be silent at once for the lane to be held, or `off`.
+    #[arg(long, value_name = "RUNS")]
+    pub(crate) hold_min: Option<OrOff<u32>>,
+    /// Which share of the beating runs must be silent at once for the lane to be held, above 0 and up to 1.
+    #[arg(long, value_name = "SHARE")]
+    pub(crate) hold_share: Option<f64>,
+    /// How long the lane is held at the most.
+    #[arg(long)]
+    pub(crate) hold_max: Option<Span>,
+    /// How many runs a second are reaped for silence after a hold was released or ran out.
+    #[arg(long, value_name = "RUNS")]
+    pub(crate) reap_rate: Option<u32>,
     /// Set it even if open runs would lapse at once.
     #[arg(long)]
     pub(crate) force: bool,
 }
 
-/// A window that may be off.
+/// A term that may be off.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct OrOff(pub(crate) Option<Span>);
+pub(crate) struct OrOff<T>(pub(crate) Option<T>);
 
-impl std::str::FromStr for OrOff {
-    type Err = lastbeat_domain::time::TimeError;
+impl<T: std::str::FromStr> std::str::FromStr for OrOff<T> {
+    type Err = T::Err;
 
-    fn from_str(text: &str) -> Result<OrOff, Self::Err> {
-        if text == "off" { Ok(OrOff(None)) } else { text.parse().map(|span| OrOff(Some(span))) }
+    fn from_str(text: &str) -> Result<OrOff<T>, Self::Err> {
+        if text == "off" { Ok(OrOff(None)) } else { text.parse().map(|term| OrOff(Some(term))) }
     }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Hold {
+    /// List the lanes that are held, or drained after a hold.
+    List,
+    /// Let reaping by silence go on in a lane, at its reap rate.
+    Release {
+        /// The lane.
+        lane: Name,
+        /// Why.
+        #[arg(long)]
+        reason: Option<String>,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -329,6 +358,13 @@ pub(crate) struct Sweep {
     /// Make one pass and say what it did.
     #[arg(long)]
     pub(crate) once: bool,
+    /// How often --once is run, by cron for example: a pass that fails to come is then known to be a gap of ours, and
+    /// its time is not charged to anybody.
+    #[arg(long, value_name = "D", requires = "once", conflicts_with = "dry_run")]
+    pub(crate) every: Option<Span>,
+    /// Sweep although a server listened here before and is gone for good: it retires, and this process counts.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub(crate) local: bool,
     /// Write nothing: judge every open run and say what would be reaped.
     #[arg(long)]
     pub(crate) dry_run: bool,

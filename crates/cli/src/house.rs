@@ -5,23 +5,34 @@ use std::io::{BufReader, BufWriter, Write};
 use std::path::Path;
 
 use lastbeat_domain::Name;
+use lastbeat_domain::decide::Command;
+use lastbeat_domain::event::{DeafCause, ReleaseCause};
 use lastbeat_store::{Store, check_import};
-use lastbeat_sweeper::{SweepReport, dry_run, pass, sweep_until};
+use lastbeat_sweeper::{Held, SweepReport, Sweeper, dry_run, sweep_until};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{self, Output};
 use crate::failure::Failure;
 use crate::output;
+use crate::run::{execute, person};
 
 pub(crate) async fn sweep(store: &dyn Store, arguments: &args::Sweep, form: Output) -> Result<(), Failure> {
-    let sweeper = sweeper_name()?;
     if arguments.dry_run {
         let report = dry_run(store, arguments.at).await?;
         return tell(&report, form);
     }
+    let mut sweeper = if arguments.once {
+        // Each pass is a process of its own, and the next one takes up the promise of this one.
+        Sweeper::once(process_name("sweep-once")?, store.clock(), arguments.every)
+    } else {
+        Sweeper::new(process_name(&format!("sweep-{}", std::process::id()))?, store.clock())
+    };
+    if arguments.local {
+        execute(store, Command::RetireServers { by: person()? }).await?;
+    }
     if arguments.once {
-        let report = pass(store, &sweeper).await?;
+        let report = sweeper.pass(store).await?;
         return tell(&report, form);
     }
     let mut terminate = signal(SignalKind::terminate())?;
@@ -32,29 +43,51 @@ pub(crate) async fn sweep(store: &dyn Store, arguments: &args::Sweep, form: Outp
         }
     };
     let told = |report: &SweepReport| {
-        if !report.reaped.is_empty() {
+        if report.is_news() {
             let _ = tell(report, form);
         }
     };
-    sweep_until(store, &sweeper, arguments.interval, stop, told).await?;
+    sweep_until(store, &mut sweeper, arguments.interval, stop, told).await?;
     Ok(())
 }
 
-/// A sweeper is named by its host and process, so that evidence says who reaped.
-fn sweeper_name() -> Result<Name, Failure> {
+/// A process is named by its host and what it is, so that evidence and beacons say who it was.
+pub(crate) fn process_name(what: &str) -> Result<Name, Failure> {
     let host = rustix::system::uname();
     let host = host.nodename().to_string_lossy();
-    Name::new(format!("{host}/sweep-{}", std::process::id()))
-        .map_err(|error| Failure::new("invalid", error.to_string()))
+    Name::new(format!("{host}/{what}")).map_err(|error| Failure::new("invalid", error.to_string()))
 }
 
 fn tell(report: &SweepReport, form: Output) -> Result<(), Failure> {
     if form != Output::Table {
         return output::json_line(report);
     }
+    for deaf in &report.deaf {
+        let (from, length) = (deaf.from.to_the_second(), deaf.to.since(deaf.from));
+        let cause = match deaf.cause {
+            DeafCause::Gap => "nobody listened",
+            DeafCause::ClockStep => "the clock was set forward",
+        };
+        output::line(&format!("deaf for {length} from {from}: {cause}; nobody is charged for it"))?;
+    }
+    for lane in &report.newly_held {
+        output::line(&format!("held lane {lane}: too many of its runs went silent at once; see `lastbeat hold list`"))?;
+    }
+    for released in &report.released {
+        let why = match released.cause {
+            ReleaseCause::Recovered => "enough of its runs are heard of",
+            ReleaseCause::Expired => "it was held for as long as its policy allows",
+            ReleaseCause::Operator => "an operator released it",
+        };
+        output::line(&format!("reaping goes on in lane {}: {why}", released.lane))?;
+    }
     let verb = if report.dry_run { "would reap" } else { "reaped" };
     for reaped in &report.reaped {
         output::line(&format!("{verb} {} (lane {}, {}): {}", reaped.run, reaped.lane, reaped.rule, reaped.message))?;
+    }
+    for held in &report.held {
+        let Held { lane, lapsed, beating } = held;
+        output::line(&format!("lane {lane} is held: {lapsed} of its {beating} beating runs have lapsed"))?;
     }
     output::line(&format!(
         "{}: examined {}, {verb} {}, re-armed {}, lost races {}, took {}",

@@ -75,9 +75,23 @@ async fn show(store: &dyn Store, lane: &Name, form: Output) -> Result<(), Failur
         ("max runtime", off(terms.max_runtime)),
         ("max attempts", terms.max_attempts.to_string()),
         ("retry backoff", format!("{} to {}", terms.retry_backoff_base, terms.retry_backoff_max)),
+        ("hold", hold_in_words(terms)),
         ("late completion", word(&terms.late_completion)),
         ("mode", word(&terms.mode)),
     ])
+}
+
+fn hold_in_words(terms: &Terms) -> String {
+    match terms.hold_min {
+        None => "off".to_owned(),
+        Some(least) => format!(
+            "when {least} runs or more, and over {}% of those that beat, are silent at once; for {} at the most, then \
+             {} reaps a second",
+            terms.hold_share * 100.0,
+            terms.hold_max,
+            terms.reap_rate
+        ),
+    }
 }
 
 fn word<T: serde::Serialize>(value: &T) -> String {
@@ -123,5 +137,9 @@ fn changed(mut terms: Terms, arguments: &args::SetLane) -> Terms {
     take(&mut terms.retry_backoff_max, arguments.retry_backoff_max.as_ref());
     take(&mut terms.late_completion, arguments.late_completion.as_ref());
     take(&mut terms.mode, arguments.mode.as_ref());
+    take(&mut terms.hold_min, arguments.hold_min.map(|least| least.0).as_ref());
+    take(&mut terms.hold_share, arguments.hold_share.as_ref());
+    take(&mut terms.hold_max, arguments.hold_max.as_ref());
+    take(&mut terms.reap_rate, arguments.reap_rate.as_ref());
     terms
 }

@@ -4,6 +4,7 @@ mod args;
 mod demo;
 mod exec;
 mod failure;
+mod hold;
 mod house;
 mod lane;
 mod look;
@@ -95,6 +96,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::Why(arguments) => look::why(store.as_ref(), &arguments, output).await?,
         Command::History(arguments) => look::history(store.as_ref(), &arguments, output).await?,
         Command::Lane(command) => lane::lane(store.as_ref(), command, output).await?,
+        Command::Hold(command) => hold::hold(store.as_ref(), command, output).await?,
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
         Command::Export => house::export(store.as_ref()).await?,

@@ -8,10 +8,11 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use crate::event::{BasisEvidence, DeafCause, Event, Evidence, ReleaseCause, RunEvent, ServiceEvent, Signal};
+use crate::event::{BasisEvidence, Event, Evidence, ReleaseCause, RunEvent, ServiceEvent, Signal};
 use crate::explain;
+use crate::hold::{self, Census, HoldState, Pace};
 use crate::ids::{ClaimId, Name, RunId};
-use crate::listening::{self, Beacon, BeaconRole, Listening};
+use crate::listening::{self, Beacon, BeaconRole, ClockStep, Listening, Promise};
 use crate::policy::{LanePolicy, LateCompletion, Mode, Terms};
 use crate::run::{Outcome, Run, Status};
 use crate::time::Timestamp;
@@ -40,6 +41,13 @@ pub enum Command {
     Claim {
         /// The lanes to take from.
         lanes: Vec<Name>,
+        /// Who takes it.
+        claimant: Claimant,
+    },
+    /// Take a run that waits, and no other.
+    ClaimRun {
+        /// The run.
+        run: RunId,
         /// Who takes it.
         claimant: Claimant,
     },
@@ -124,31 +132,33 @@ pub enum Command {
         process: Name,
         /// How it listens.
         role: BeaconRole,
-        /// By when it will be heard of again, in log time.
-        promise: Option<Timestamp>,
-        /// A step of the host's clock that it noticed since its last beacon.
-        clock_step: Option<ClockStep>,
+        /// By when it will be heard of again.
+        promise: Promise,
     },
-    /// Stop reaping by silence in a lane.
-    Hold {
+    /// Say that a listening process that stops cleanly will not be heard of again: its last beacon, and its end.
+    RemoveBeacon {
+        /// The process.
+        process: Name,
+    },
+    /// Let local processes count although a server was there: it will not come back.
+    RetireServers {
+        /// Who says so.
+        by: Name,
+    },
+    /// Tell how many of a lane's runs are silent; a hold follows from it, or the end of one, or nothing.
+    ReviewHold {
         /// The lane.
         lane: Name,
-        /// How many of its beating runs are lapsed.
-        lapsed: u64,
-        /// How many of its beating runs are quiet or lapsed.
-        silent: u64,
-        /// How many of its runs are beating.
-        beating: u64,
+        /// The count.
+        census: Census,
     },
-    /// Let reaping by silence go on in a lane.
+    /// Let reaping by silence go on in a lane that is held.
     ReleaseHold {
         /// The lane.
         lane: Name,
+        /// Who releases it.
+        by: Name,
         /// Why.
-        cause: ReleaseCause,
-        /// Who releases it by hand.
-        by: Option<Name>,
-        /// Why it is released by hand.
         reason: Option<String>,
     },
     /// Record that a token was made.
@@ -177,6 +187,7 @@ impl Command {
         match self {
             Command::Create { run, .. }
             | Command::RequestCancel { run, .. }
+            | Command::ClaimRun { run, .. }
             | Command::Reap { run, .. }
             | Command::Requeue { run, .. }
             | Command::Rearm { run } => Some(*run),
@@ -255,25 +266,6 @@ pub struct ByHand {
     pub reason: Option<String>,
 }
 
-/// A step of the host's clock, in log time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClockStep {
-    /// The clock was set forward over this span.
-    Forward {
-        /// Its start.
-        from: Timestamp,
-        /// Its end.
-        to: Timestamp,
-    },
-    /// The clock was set back.
-    Back {
-        /// What it said before.
-        from: Timestamp,
-        /// What it said after.
-        to: Timestamp,
-    },
-}
-
 /// What the store knows beside the run, read under the same locks.
 #[derive(Clone, Debug)]
 pub struct Context<'a> {
@@ -283,10 +275,22 @@ pub struct Context<'a> {
     pub listening: &'a Listening,
     /// The open run that has the unique key which the command needs, if there is one.
     pub key_holder: Option<RunId>,
-    /// Whether the command's lane is held.
-    pub held: bool,
+    /// Whether the command's lane may reap for silence.
+    pub hold: HoldState,
+    /// How far a drain of the command's lane has come.
+    pub pace: Pace,
     /// All beacons.
     pub beacons: &'a [Beacon],
+    /// A step of the clock since this process's last beacon, which is not recorded yet.
+    pub clock_step: Option<ClockStep>,
+}
+
+impl<'a> Context<'a> {
+    /// Makes the context of a lane in which nothing is out of the ordinary.
+    pub fn plain(policy: &'a LanePolicy, listening: &'a Listening) -> Context<'a> {
+        let pace = Pace { next: Timestamp::MIN };
+        Context { policy, listening, key_holder: None, hold: HoldState::Free, pace, beacons: &[], clock_step: None }
+    }
 }
 
 /// Why a command is refused: a code for programs.
@@ -310,8 +314,12 @@ pub enum RefusalCode {
     Shadow,
     /// The lane is held.
     Held,
+    /// The lane is drained after a hold, and it is not the run's turn yet.
+    OverRate,
     /// The lane is not held.
     NotHeld,
+    /// The server is still there.
+    ServerListens,
     /// Nobody listens at the moment, so nobody is reaped.
     Deaf,
     /// The run cannot be requeued from where it is.
@@ -343,7 +351,9 @@ impl RefusalCode {
             RefusalCode::NotLapsed => "not_lapsed",
             RefusalCode::Shadow => "shadow",
             RefusalCode::Held => "held",
+            RefusalCode::OverRate => "over_rate",
             RefusalCode::NotHeld => "not_held",
+            RefusalCode::ServerListens => "server_listens",
             RefusalCode::Deaf => "deaf",
             RefusalCode::NotRequeueable => "not_requeueable",
             RefusalCode::UniqueKeyOpen => "unique_key_open",
@@ -388,6 +398,7 @@ pub fn decide(run: Option<&Run>, command: &Command, context: &Context<'_>, now: 
     match command {
         Command::Create { run: id, spec, claim } => create(run, *id, spec, claim.as_ref(), context, now),
         Command::Claim { claimant, .. } => claim(run, claimant, now),
+        Command::ClaimRun { run: id, claimant } => claim(Some(known(run, *id)?), claimant, now),
         Command::Start(report) => start(known(run, report.run)?, report),
         Command::Heartbeat { report, progress } => heartbeat(known(run, report.run)?, report, progress.as_ref()),
         Command::Complete { report, output } => complete(known(run, report.run)?, report, output.as_ref(), context),
@@ -401,15 +412,23 @@ pub fn decide(run: Option<&Run>, command: &Command, context: &Context<'_>, now: 
         Command::SetPolicy { lane, terms, expected_version, by } => {
             set_policy(lane, terms, *expected_version, by.as_ref(), context)
         }
-        Command::Beacon { role, clock_step, .. } => Ok(beacon(*role, *clock_step, context, now)),
-        Command::Hold { lane, lapsed, silent, beating } => {
-            let (lane, lapsed, silent, beating) = (lane.clone(), *lapsed, *silent, *beating);
-            let event = ServiceEvent::ReapingHeld { lane, lapsed, silent, beating };
-            Ok(if context.held { Vec::new() } else { vec![Event::Service(event)] })
+        Command::Beacon { process, role, promise } => {
+            let noted = listening::beacon(context.beacons, process, *role, *promise, now);
+            let step = context.clock_step.map(ClockStep::event);
+            Ok(noted.events(process, now).into_iter().chain(step).map(Event::Service).collect())
         }
-        Command::ReleaseHold { lane, cause, by, reason } => {
-            release_hold(lane, *cause, by.as_ref(), reason.as_ref(), context)
+        Command::RemoveBeacon { process } => {
+            let own = context.beacons.iter().find(|beacon| beacon.process == *process);
+            let noted =
+                own.map(|own| listening::beacon(context.beacons, process, own.role, Promise::UntilAnother, now));
+            Ok(noted.map(|noted| noted.events(process, now)).into_iter().flatten().map(Event::Service).collect())
         }
+        Command::RetireServers { by } => retire_servers(by, context, now),
+        Command::ReviewHold { lane, census } => {
+            let event = hold::review(lane, context.hold, census, &context.policy.terms, now);
+            Ok(event.map(Event::Service).into_iter().collect())
+        }
+        Command::ReleaseHold { lane, by, reason } => release_hold(lane, by, reason.as_ref(), context),
         Command::IssueToken { token, name, role, by } => {
             let (token, name, role, by) = (token.clone(), name.clone(), role.clone(), by.clone());
             Ok(vec![Event::Service(ServiceEvent::TokenIssued { token, name, role, by })])
@@ -610,16 +629,17 @@ fn reap(run: &Run, by: &Name, by_hand: Option<&ByHand>, context: &Context<'_>, n
         let message = format!("nobody has listened since {since}, so nobody is reaped until somebody does again");
         return Err(Refusal::new(RefusalCode::Deaf, message));
     }
+    if let Some(ClockStep::Forward { from, to }) = context.clock_step {
+        let message = format!("the clock was set forward by {}, which is not recorded yet; try again", to.since(from));
+        return Err(Refusal::new(RefusalCode::Deaf, message));
+    }
     match by_hand {
         Some(by_hand) => check_text("reason", by_hand.reason.as_deref())?,
         None if context.policy.terms.mode == Mode::Shadow => {
             let message = format!("lane `{}` is in shadow mode: lapsed runs are reported, not reaped", run.lane);
             return Err(Refusal::new(RefusalCode::Shadow, message));
         }
-        None if context.held && charge.rule == Rule::HeartbeatSilence => {
-            let message = format!("lane `{}` is held: too many of its runs went silent at once", run.lane);
-            return Err(Refusal::new(RefusalCode::Held, message));
-        }
+        None if charge.rule == Rule::HeartbeatSilence => check_hold(&run.lane, context, now)?,
         None => {}
     }
     let mut events = vec![Event::Run(timed_out(run, &charge, by, context.policy, now))];
@@ -696,37 +716,49 @@ fn set_policy(lane: &Name, terms: &Terms, expected: Option<u32>, by: Option<&Nam
     Ok(vec![Event::Service(ServiceEvent::PolicySet { lane, policy_version: version + 1, policy, by })])
 }
 
-/// Records what a beacon shows: a gap that nobody has recorded yet, and a step of the clock.
-fn beacon(role: BeaconRole, step: Option<ClockStep>, context: &Context<'_>, now: Timestamp) -> Vec<Event> {
-    let mut events = Vec::new();
-    let serves = context.beacons.iter().any(|beacon| beacon.role == BeaconRole::Serve);
-    let counts = role == BeaconRole::Serve || !serves;
-    // The one who beacons is counted itself, and so ends the gap that it records.
-    if let Some(gap) = listening::open_gap(context.beacons, now).filter(|_| counts) {
-        let (from, promised_until) = (gap.since, Some(gap.promised_until));
-        events.push(ServiceEvent::Deaf { from, to: now, promised_until, cause: DeafCause::Gap });
-    }
-    events.extend(step.map(|step| match step {
-        ClockStep::Forward { from, to } => {
-            ServiceEvent::Deaf { from, to, promised_until: None, cause: DeafCause::ClockStep }
+fn check_hold(lane: &Name, context: &Context<'_>, now: Timestamp) -> Result<(), Refusal> {
+    match context.hold {
+        HoldState::Held { .. } => {
+            let message = format!(
+                "lane `{lane}` is held: too many of its runs went silent at once; `lastbeat hold release {lane}` lets \
+                 reaping go on"
+            );
+            Err(Refusal::new(RefusalCode::Held, message))
         }
-        ClockStep::Back { from, to } => ServiceEvent::ClockBack { from, to },
-    }));
-    events.into_iter().map(Event::Service).collect()
+        HoldState::Draining { .. } if !context.pace.allows(now) => {
+            let rate = context.policy.terms.reap_rate;
+            let message = format!("lane `{lane}` is drained after a hold at {rate} runs a second; its turn will come");
+            Err(Refusal::new(RefusalCode::OverRate, message))
+        }
+        _ => Ok(()),
+    }
 }
 
-fn release_hold(
-    lane: &Name,
-    cause: ReleaseCause,
-    by: Option<&Name>,
-    reason: Option<&String>,
-    context: &Context<'_>,
-) -> Decision {
-    check_text("reason", reason.map(String::as_str))?;
-    if !context.held {
-        return Err(Refusal::new(RefusalCode::NotHeld, format!("lane `{lane}` is not held")));
+fn retire_servers(by: &Name, context: &Context<'_>, now: Timestamp) -> Decision {
+    match listening::retire_servers(context.beacons, now) {
+        Ok(noted) => Ok(noted.events(by, now).into_iter().map(Event::Service).collect()),
+        Err(alive) => {
+            let message = format!(
+                "server {} was heard of {} ago and is still counted on; stop it first, or sweep without --local",
+                alive.process,
+                now.since(alive.at)
+            );
+            Err(Refusal::new(RefusalCode::ServerListens, message))
+        }
     }
-    let (lane, by, reason) = (lane.clone(), by.cloned(), reason.cloned());
+}
+
+fn release_hold(lane: &Name, by: &Name, reason: Option<&String>, context: &Context<'_>) -> Decision {
+    check_text("reason", reason.map(String::as_str))?;
+    if !context.hold.is_held() {
+        let state = match context.hold {
+            HoldState::Draining { since } => format!("; it was released at {since}, and is drained at its reap_rate"),
+            _ => String::new(),
+        };
+        return Err(Refusal::new(RefusalCode::NotHeld, format!("lane `{lane}` is not held{state}")));
+    }
+    let (lane, by, reason) = (lane.clone(), Some(by.clone()), reason.cloned());
+    let cause = ReleaseCause::Operator;
     Ok(vec![Event::Service(ServiceEvent::ReapingReleased { lane, cause, by, reason })])
 }
 
@@ -824,7 +856,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::event::Recorded;
+    use crate::event::{DeafCause, Recorded};
     use crate::listening::DeafSpan;
     use crate::time::Span;
 
@@ -852,14 +884,17 @@ mod tests {
         deaf: Vec<DeafSpan>,
         beacons: Vec<Beacon>,
         key_holder: Option<RunId>,
-        held: bool,
+        hold: HoldState,
+        pace: Pace,
+        clock_step: Option<ClockStep>,
     }
 
     impl Story {
         fn empty() -> Story {
             let (stream, deaf, beacons) = (Vec::new(), Vec::new(), Vec::new());
             let policy = LanePolicy::default();
-            Story { stream, run: None, policy, deaf, beacons, key_holder: None, held: false }
+            let (hold, pace) = (HoldState::Free, Pace { next: at(0) });
+            Story { stream, run: None, policy, deaf, beacons, key_holder: None, hold, pace, clock_step: None }
         }
 
         /// A run that was created at second 0.
@@ -893,8 +928,10 @@ mod tests {
                 policy: &self.policy,
                 listening: &listening,
                 key_holder: self.key_holder,
-                held: self.held,
+                hold: self.hold,
+                pace: self.pace,
                 beacons: &self.beacons,
+                clock_step: self.clock_step,
             };
             decide(self.run.as_ref(), command, &context, at(second))
         }
@@ -1001,7 +1038,7 @@ mod tests {
     }
 
     fn beacon(role: BeaconRole) -> Command {
-        Command::Beacon { process: name("p"), role, promise: None, clock_step: None }
+        Command::Beacon { process: name("p"), role, promise: Promise::UntilAnother }
     }
 
     mod creating {
@@ -1306,13 +1343,30 @@ mod tests {
         }
 
         #[test]
+        fn a_drained_lane_reaps_for_silence_at_its_pace() {
+            let mut silent = Story::beating();
+            silent.hold = HoldState::Draining { since: at(250) };
+            silent.pace = Pace { next: at(301) };
+            assert_eq!(silent.refuses(300, &reap()), RefusalCode::OverRate);
+            assert_eq!(silent.when(301, &reap()).status(), Status::TimedOut);
+        }
+
+        #[test]
+        fn nothing_is_reaped_on_a_clock_that_was_just_set_forward() {
+            let mut story = Story::beating();
+            story.clock_step = Some(ClockStep::Forward { from: at(200), to: at(300) });
+            assert_eq!(story.refuses(300, &reap()), RefusalCode::Deaf);
+            assert_eq!(story.refuses(300, &reap_by_hand()), RefusalCode::Deaf);
+        }
+
+        #[test]
         fn a_held_lane_reaps_nobody_for_silence_but_by_hand() {
             let mut silent = Story::beating();
-            silent.held = true;
+            silent.hold = HoldState::Held { since: at(200) };
             assert_eq!(silent.refuses(300, &reap()), RefusalCode::Held);
             assert_eq!(silent.when(300, &reap_by_hand()).status(), Status::TimedOut);
             let mut mute = Story::claimed();
-            mute.held = true;
+            mute.hold = HoldState::Held { since: at(200) };
             assert_eq!(mute.when(8_000, &reap()).status(), Status::TimedOut);
         }
 
@@ -1551,7 +1605,7 @@ mod tests {
             let of = |second, role| Beacon { process: name("p"), role, at: at(second), promise: Some(at(second + 12)) };
             story.beacons = vec![of(90, BeaconRole::Serve), of(100, BeaconRole::Serve), of(400, BeaconRole::Local)];
             let deaf =
-                ServiceEvent::Deaf { from: at(100), to: at(500), promised_until: Some(at(112)), cause: DeafCause::Gap };
+                ServiceEvent::Deaf { from: at(100), to: at(500), promised_until: at(112), cause: DeafCause::Gap };
             assert_eq!(story.decide(112, &beacon(BeaconRole::Serve)), Ok(Vec::new()));
             assert_eq!(story.decide(500, &beacon(BeaconRole::Local)), Ok(Vec::new()));
             assert_eq!(story.decide(500, &beacon(BeaconRole::Serve)), Ok(vec![Event::Service(deaf)]));
@@ -1562,12 +1616,12 @@ mod tests {
         #[test]
         fn a_step_of_the_clock_is_recorded() {
             let step = |clock_step| {
-                let (process, role) = (name("p"), BeaconRole::Serve);
-                let command = Command::Beacon { process, role, promise: None, clock_step: Some(clock_step) };
-                Story::empty().decide(5_000, &command).unwrap()
+                let mut story = Story::empty();
+                story.clock_step = Some(clock_step);
+                story.decide(5_000, &beacon(BeaconRole::Serve)).unwrap()
             };
             let (from, to) = (at(100), at(3_700));
-            let (promised_until, cause) = (None, DeafCause::ClockStep);
+            let (promised_until, cause) = (from, DeafCause::ClockStep);
             let deaf = ServiceEvent::Deaf { from, to, promised_until, cause };
             assert_eq!(step(ClockStep::Forward { from, to }), [Event::Service(deaf)]);
             let back = ServiceEvent::ClockBack { from: to, to: from };
@@ -1576,15 +1630,17 @@ mod tests {
 
         #[test]
         fn a_lane_is_held_once_and_released_once() {
-            let hold = Command::Hold { lane: name("watcher"), lapsed: 18, silent: 30, beating: 40 };
-            let (lane, cause) = (name("watcher"), ReleaseCause::Operator);
-            let release = Command::ReleaseHold { lane, cause, by: Some(name("ada")), reason: None };
+            let census = Census { lapsed: 18, silent: 30, beating: 40 };
+            let hold = Command::ReviewHold { lane: name("watcher"), census };
+            let release = Command::ReleaseHold { lane: name("watcher"), by: name("ada"), reason: None };
             let mut story = Story::empty();
             assert_eq!(story.decide(0, &hold).unwrap().len(), 1);
             assert_eq!(story.refuses(0, &release), RefusalCode::NotHeld);
-            story.held = true;
+            story.hold = HoldState::Held { since: at(0) };
             assert_eq!(story.decide(1, &hold), Ok(Vec::new()));
             assert_eq!(story.decide(1, &release).unwrap().len(), 1);
+            story.hold = HoldState::Draining { since: at(1) };
+            assert_eq!(story.refuses(2, &release), RefusalCode::NotHeld);
         }
     }
 }

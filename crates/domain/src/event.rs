@@ -238,9 +238,8 @@ pub enum ServiceEvent {
         from: Timestamp,
         /// Its end.
         to: Timestamp,
-        /// The instant by which somebody had promised to be heard of; `from` if left out.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        promised_until: Option<Timestamp>,
+        /// The instant by which somebody had promised to be heard of; in a line that leaves it out, `from`.
+        promised_until: Timestamp,
         /// What made the service deaf.
         cause: DeafCause,
     },
@@ -470,7 +469,10 @@ impl Line {
             Some(_) => return Err(LineError::BadField("`type` is not a string".to_owned())),
             None => return Err(LineError::BadField("`type` is missing".to_owned())),
         };
-        if SERVICE_TYPES.contains(&type_name.as_str()) {
+        if is_known_service_event(&type_name) {
+            if type_name == "deaf" {
+                complete_deaf(&mut object);
+            }
             let event = decode(&type_name, object)?;
             return Ok(Line::Service(ServiceRecorded { recorded_at, event }));
         }
@@ -497,6 +499,20 @@ fn take<T: serde::de::DeserializeOwned>(object: &mut Map<String, Value>, field: 
 fn decode<T: serde::de::DeserializeOwned>(type_name: &str, object: Map<String, Value>) -> Result<T, LineError> {
     serde_json::from_value(Value::Object(object))
         .map_err(|error| LineError::BadField(format!("bad `{type_name}`: {error}")))
+}
+
+/// Says whether this program knows a service event of that type.
+pub fn is_known_service_event(type_name: &str) -> bool {
+    SERVICE_TYPES.contains(&type_name)
+}
+
+/// Adds to the fields of a `deaf` event what may be left out: without another promise, the one that was broken ended
+/// when the span began.
+pub fn complete_deaf(object: &mut Map<String, Value>) {
+    let promised = object.get("promised_until").is_some_and(|promise| !promise.is_null());
+    if let Some(from) = object.get("from").filter(|_| !promised).cloned() {
+        object.insert("promised_until".to_owned(), from);
+    }
 }
 
 /// Says whether this program knows a run event of that type; a stored one that it does not know quarantines its run.

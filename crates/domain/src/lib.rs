@@ -12,6 +12,7 @@
 //! | [`run`] | the fold of one run's stream |
 //! | [`policy`] | a lane's windows |
 //! | [`listening`] | when anybody could have heard a heartbeat |
+//! | [`hold`] | when too much goes silent at once to blame the executors |
 //! | [`verdict`] | **the rule** |
 //! | [`decide`](mod@decide) | commands to events, or a refusal |
 //! | [`explain`](mod@explain) | a verdict as sentences |
@@ -19,6 +20,7 @@
 pub mod decide;
 pub mod event;
 pub mod explain;
+pub mod hold;
 pub mod ids;
 pub mod listening;
 pub mod policy;

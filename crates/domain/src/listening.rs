@@ -14,7 +14,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::event::DeafCause;
+use crate::event::{DeafCause, ServiceEvent};
 use crate::ids::Name;
 use crate::time::{Span, Timestamp};
 
@@ -56,6 +56,51 @@ pub enum BeaconRole {
     Local,
 }
 
+impl BeaconRole {
+    /// Returns the word for it in JSON and in the store.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            BeaconRole::Serve => "serve",
+            BeaconRole::Local => "local",
+        }
+    }
+}
+
+/// By when a process promises to be heard of again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// Within so much log time.
+    Within(Span),
+    /// When another counted process beacons, however late that is.
+    UntilAnother,
+}
+
+impl Promise {
+    /// Returns the instant until which a beacon at `now` promises.
+    pub fn until(self, now: Timestamp) -> Option<Timestamp> {
+        match self {
+            Promise::Within(span) => Some(now.plus(span)),
+            Promise::UntilAnother => None,
+        }
+    }
+}
+
+/// How long a server that is not heard of keeps everybody else from counting.
+pub const RETIRES_AFTER: Span = Span::from_seconds(24 * 3_600);
+/// How often a listening process beacons at least.
+pub const BEACON_INTERVAL_MAX: Span = Span::from_seconds(5);
+
+/// Returns how often to beacon where the smallest heartbeat window is `window`: often enough that a gap is noticed
+/// long before a silence can be over the window.
+pub fn beacon_interval(window: Span) -> Span {
+    Span::from_micros(window.as_micros() / 6).clamp(Span::from_millis(1), BEACON_INTERVAL_MAX)
+}
+
+/// Returns the time within which a process that beacons so often is to be heard of again: two and a half intervals.
+pub fn promise_for(interval: Span) -> Span {
+    Span::from_micros(interval.as_micros().saturating_mul(5) / 2)
+}
+
 /// Returns the beacons that count: those of servers while there is one, since executors then depend on them.
 pub fn counted(beacons: &[Beacon]) -> impl Iterator<Item = &Beacon> {
     let serves = beacons.iter().any(|beacon| beacon.role == BeaconRole::Serve);
@@ -84,6 +129,129 @@ pub fn open_gap(beacons: &[Beacon], at: Timestamp) -> Option<OpenGap> {
         }
     }
     (promised_until < at).then_some(OpenGap { since, promised_until })
+}
+
+/// What a beacon brings to light: the service events to append, and the beacons as they stand after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// Servers that were not heard of for so long that they retire.
+    pub retired: Vec<Name>,
+    /// The gap that was open until now.
+    pub gap: Option<OpenGap>,
+    /// The beacons after it.
+    pub beacons: Vec<Beacon>,
+}
+
+impl Noted {
+    /// Returns the facts that are to be recorded, at `now`, because `by` beaconed or retired others.
+    pub fn events(&self, by: &Name, now: Timestamp) -> Vec<ServiceEvent> {
+        let gap = self.gap.map(|gap| {
+            let (from, promised_until) = (gap.since, gap.promised_until);
+            ServiceEvent::Deaf { from, to: now, promised_until, cause: DeafCause::Gap }
+        });
+        let retired = self.retired.iter();
+        let retired = retired.map(|process| ServiceEvent::BeaconRetired { process: process.clone(), by: by.clone() });
+        gap.into_iter().chain(retired).collect()
+    }
+}
+
+/// Takes in a beacon of `process` at log time `now`.
+///
+/// Only a counted process ends a gap. Counted beacons whose promise is broken are dropped: the new one lies after
+/// their last sign of life, so they say nothing any more, and must not stay behind when it goes.
+pub fn beacon(beacons: &[Beacon], process: &Name, role: BeaconRole, promise: Promise, now: Timestamp) -> Noted {
+    let (old, mut rest): (Vec<Beacon>, Vec<Beacon>) = beacons.iter().cloned().partition(|beacon| {
+        beacon.role == BeaconRole::Serve && beacon.process != *process && now.since(beacon.at) >= RETIRES_AFTER
+    });
+    let servers = rest.iter().any(|beacon| beacon.role == BeaconRole::Serve);
+    let counts = role == BeaconRole::Serve || !servers;
+    let gap = open_gap(beacons, now).filter(|_| counts);
+    let own = Beacon { process: process.clone(), role, at: now, promise: promise.until(now) };
+    rest.retain(|beacon| {
+        let broken = beacon.promise.is_none_or(|promise| promise < now);
+        let as_counted = counts && beacon.role == role;
+        beacon.process != *process && !(as_counted && broken)
+    });
+    rest.push(own);
+    rest.sort_by(|a, b| a.process.cmp(&b.process));
+    Noted { retired: old.into_iter().map(|beacon| beacon.process).collect(), gap, beacons: rest }
+}
+
+/// Retires every server by hand, so that local processes count. The gap until now is recorded.
+///
+/// # Errors
+/// Returns the server that has not broken its promise: it is still there, and would be back at once.
+pub fn retire_servers(beacons: &[Beacon], now: Timestamp) -> Result<Noted, Beacon> {
+    let (servers, rest): (Vec<Beacon>, Vec<Beacon>) =
+        beacons.iter().cloned().partition(|beacon| beacon.role == BeaconRole::Serve);
+    if let Some(alive) = servers.iter().find(|beacon| beacon.promise.is_none_or(|promise| promise >= now)) {
+        return Err(alive.clone());
+    }
+    let gap = if servers.is_empty() { None } else { open_gap(beacons, now) };
+    Ok(Noted { retired: servers.into_iter().map(|beacon| beacon.process).collect(), gap, beacons: rest })
+}
+
+/// How far the clocks may drift apart, or be slewed, before it is called a step.
+pub const CLOCK_STEP_MIN: Span = Span::from_seconds(2);
+
+/// A reading of the clocks for a beacon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClockSample {
+    /// The host's boottime clock before the clock was read. It never jumps, and runs on while the host sleeps.
+    pub boot_before: Span,
+    /// What the clock said from which log time is drawn.
+    pub clock: Timestamp,
+    /// The log time that it made.
+    pub log: Timestamp,
+    /// The boottime clock after it was read.
+    pub boot_after: Span,
+}
+
+/// A step of the host's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClockStep {
+    /// Log time was set forward over this span.
+    Forward {
+        /// Its start.
+        from: Timestamp,
+        /// Its end.
+        to: Timestamp,
+    },
+    /// The clock was set back.
+    Back {
+        /// What it should have said.
+        from: Timestamp,
+        /// What it said.
+        to: Timestamp,
+    },
+}
+
+impl ClockStep {
+    /// Returns the fact that records it.
+    pub fn event(self) -> ServiceEvent {
+        match self {
+            ClockStep::Forward { from, to } => {
+                ServiceEvent::Deaf { from, to, promised_until: from, cause: DeafCause::ClockStep }
+            }
+            ClockStep::Back { from, to } => ServiceEvent::ClockBack { from, to },
+        }
+    }
+}
+
+/// Compares how far log time went between two beacons of a process with how much time passed. Only what cannot be
+/// explained by a pause between two readings counts.
+///
+/// When between the two it was set is not known. The span ends with the later one: so a silence that began before the
+/// step is charged with the time that really passed, and one that began after it with less.
+pub fn clock_step(earlier: &ClockSample, later: &ClockSample) -> Option<ClockStep> {
+    let passed_most = later.boot_after.minus(earlier.boot_before);
+    let forward = later.log.since(earlier.log).minus(passed_most);
+    if forward > CLOCK_STEP_MIN {
+        return Some(ClockStep::Forward { from: later.log.minus(forward), to: later.log });
+    }
+    let passed_least = later.boot_before.minus(earlier.boot_after);
+    let expected = earlier.clock.plus(passed_least);
+    (expected.since(later.clock) > CLOCK_STEP_MIN).then_some(ClockStep::Back { from: expected, to: later.clock })
 }
 
 /// The listening record as of one instant of log time.
@@ -254,6 +422,62 @@ mod tests {
         assert_eq!(open_gap(&alone, at(5_000)), None);
         let joined = [beacon(BeaconRole::Local, 50, None), beacon(BeaconRole::Local, 100, Some(112))];
         assert_eq!(open_gap(&joined, at(113)).unwrap().since, at(100));
+    }
+
+    fn named(name: &str, role: BeaconRole, last: i64, promise: Option<i64>) -> Beacon {
+        Beacon { process: Name::new(name).unwrap(), ..beacon(role, last, promise) }
+    }
+
+    fn beacon_of(beacons: &[Beacon], name: &str, role: BeaconRole, now: i64) -> Noted {
+        super::beacon(beacons, &Name::new(name).unwrap(), role, Promise::Within(seconds(12)), at(now))
+    }
+
+    #[test]
+    fn a_broken_beacon_goes_with_the_next_one_so_that_it_does_not_stay_behind_alone() {
+        let killed = named("killed", BeaconRole::Local, 100, Some(112));
+        let noted = beacon_of(&[killed], "next", BeaconRole::Local, 500);
+        assert_eq!(noted.gap, Some(OpenGap { since: at(100), promised_until: at(112) }));
+        assert_eq!(noted.beacons, [named("next", BeaconRole::Local, 500, Some(512))]);
+        let unlimited = [named("cron", BeaconRole::Local, 100, None)];
+        assert_eq!(beacon_of(&unlimited, "next", BeaconRole::Local, 500).gap, None);
+        assert_eq!(beacon_of(&unlimited, "next", BeaconRole::Local, 500).beacons.len(), 1);
+    }
+
+    #[test]
+    fn a_server_that_is_gone_keeps_the_others_from_counting_for_a_day() {
+        let server = [named("server", BeaconRole::Serve, 100, Some(112))];
+        let noted = beacon_of(&server, "sweep", BeaconRole::Local, 5_000);
+        assert_eq!((noted.gap, noted.retired.len(), noted.beacons.len()), (None, 0, 2));
+        let noted = beacon_of(&noted.beacons, "sweep", BeaconRole::Local, 100 + 24 * 3_600);
+        assert_eq!(noted.gap.unwrap().since, at(100));
+        assert_eq!((noted.retired.len(), noted.beacons.len()), (1, 1));
+    }
+
+    #[test]
+    fn servers_are_retired_by_hand_unless_they_are_there() {
+        let server = [named("server", BeaconRole::Serve, 100, Some(112))];
+        assert_eq!(retire_servers(&server, at(112)).unwrap_err().process.as_str(), "server");
+        let noted = retire_servers(&server, at(113)).unwrap();
+        assert_eq!((noted.gap.unwrap().since, noted.beacons), (at(100), Vec::new()));
+        assert_eq!(retire_servers(&[], at(113)).unwrap().gap, None);
+    }
+
+    #[test]
+    fn a_step_of_the_clock_is_what_the_boottime_clock_did_not_see() {
+        let sample = |boot: u64, clock: i64| ClockSample {
+            boot_before: seconds(boot),
+            clock: at(clock),
+            log: at(clock),
+            boot_after: seconds(boot + 1),
+        };
+        let first = sample(10, 1_000);
+        assert_eq!(clock_step(&first, &sample(15, 1_005)), None);
+        assert_eq!(clock_step(&first, &sample(15, 1_008)), None, "2 s, and the second between the readings");
+        let hour = ClockStep::Forward { from: at(1_006), to: at(4_605) };
+        assert_eq!(clock_step(&first, &sample(15, 4_605)), Some(hour));
+        let back = ClockStep::Back { from: at(1_004), to: at(900) };
+        assert_eq!(clock_step(&first, &sample(15, 900)), Some(back));
+        assert_eq!(clock_step(&first, &sample(3_610, 4_600)), None, "a host that slept was not set");
     }
 
     #[test]

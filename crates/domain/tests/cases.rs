@@ -32,7 +32,6 @@ fn check(case: &Value) {
                     policy = LanePolicy { version: policy_version, terms };
                 }
                 ServiceEvent::Deaf { from, to, promised_until, cause } => {
-                    let promised_until = promised_until.unwrap_or(from);
                     deaf.push(DeafSpan { from, to, promised_until, cause, recorded_at: recorded.recorded_at });
                 }
                 _ => {}

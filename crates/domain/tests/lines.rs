@@ -169,7 +169,7 @@ fn service_event() -> impl Strategy<Value = ServiceEvent> {
         (name(), any::<u32>(), terms(), maybe(name())).prop_map(|(lane, policy_version, policy, by)| {
             ServiceEvent::PolicySet { lane, policy_version, policy, by }
         }),
-        (timestamp(), timestamp(), maybe(timestamp()), deaf_causes)
+        (timestamp(), timestamp(), timestamp(), deaf_causes)
             .prop_map(|(from, to, promised_until, cause)| ServiceEvent::Deaf { from, to, promised_until, cause }),
         (timestamp(), timestamp()).prop_map(|(from, to)| ServiceEvent::ClockBack { from, to }),
         (name(), any::<[u64; 3]>()).prop_map(|(lane, [lapsed, silent, beating])| {

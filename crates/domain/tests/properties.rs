@@ -185,7 +185,7 @@ impl Model {
     fn apply(&mut self, command: &Command) -> bool {
         let listening = self.listening(self.now);
         let policy = &self.policy;
-        let context = Context { policy, listening: &listening, key_holder: None, held: false, beacons: &[] };
+        let context = Context::plain(policy, &listening);
         let (accepted, events) = match decide(self.run.as_ref(), command, &context, self.now) {
             Ok(events) => (true, events),
             Err(refusal) => (false, refusal.events),

@@ -165,7 +165,7 @@ impl Race {
     /// Decides a command on the state as it is now, and appends what comes of it, refused or not.
     fn decide(&mut self, command: Command) {
         let (policy, listening, at, before) = (&self.policy, Listening::default(), self.now, self.run.clone());
-        let context = Context { policy, listening: &listening, key_holder: None, held: false, beacons: &[] };
+        let context = Context::plain(policy, &listening);
         let events = decide(Some(&self.run), &command, &context, at).unwrap_or_else(|refusal| refusal.events);
         let mut appended = Vec::new();
         for event in events {

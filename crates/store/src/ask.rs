@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use lastbeat_domain::{Liveness, Name, Run, RunId, Status, Timestamp};
+use lastbeat_domain::hold::Census;
+use lastbeat_domain::{Liveness, Name, Run, RunId, Status, Timestamp, Verdict};
 
 use crate::error::StoreError;
 use crate::record::{Stored, fold};
@@ -12,6 +13,8 @@ use crate::{Filter, Judged, Store};
 const PAGE_FACTS: usize = 10_000;
 /// How many runs are read at a time while looking for those with a verdict.
 const PAGE_RUNS: usize = 500;
+/// How many runs are judged to tell how much of a lane is silent.
+const SAMPLE_RUNS: usize = 1_000;
 
 /// Returns a run judged at the log's now; `None` if there is no such run.
 ///
@@ -127,6 +130,30 @@ pub async fn would_lapse(
             return Ok(lapsing);
         }
     }
+}
+
+/// Counts how many of a lane's beating runs are silent at the log's now; in a large lane from a random sample.
+///
+/// # Errors
+/// If the store fails.
+pub async fn census(store: &dyn Store, lane: &Name) -> Result<Census, StoreError> {
+    let sample = store.running(lane, SAMPLE_RUNS).await?;
+    let (at, service) = (store.now().await?, store.service_log().await?);
+    let (policy, listening) = (service.policy(lane, at), Arc::new(service.listening(at)));
+    let drawn = sample.runs.len() as u64;
+    let beating = sample.runs.into_iter().filter(Run::is_beating);
+    let verdicts: Vec<Verdict> = beating
+        .map(|run| {
+            let at = at.max(run.updated_at);
+            Judged::new(run, policy.clone(), Arc::clone(&listening), at).verdict
+        })
+        .collect();
+    let census = Census::of(&verdicts);
+    if drawn == sample.of {
+        return Ok(census);
+    }
+    let beating = u128::from(census.beating) * u128::from(sample.of) / u128::from(drawn.max(1));
+    Ok(census.scaled_to(u64::try_from(beating).unwrap_or(u64::MAX)))
 }
 
 async fn judged(store: &dyn Store, run: Run, at: Timestamp) -> Result<Judged, StoreError> {

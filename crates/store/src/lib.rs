@@ -7,6 +7,7 @@
 
 pub mod ask;
 mod clock;
+mod digest;
 mod error;
 mod import;
 mod packing;
@@ -29,7 +30,7 @@ pub use clock::{Clock, SystemClock};
 pub use error::{CommandError, ImportError, StoreError};
 pub use import::{CheckedImport, ImportReport, check as check_import};
 pub use record::{Stored, UnknownFact, fold};
-pub use service::ServiceLog;
+pub use service::{LaneHold, ServiceLog};
 pub use verify::{Damage, DamageKind, VerifyReport};
 
 /// A run judged at an instant, with what it was judged by.
@@ -104,6 +105,15 @@ pub struct StreamPage {
     pub next: Option<u64>,
 }
 
+/// Some of the running runs of a lane.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// The runs: all of them, or a random choice.
+    pub runs: Vec<Run>,
+    /// How many there are.
+    pub of: u64,
+}
+
 /// What takes the lines of an export, one at a time.
 pub type LineSink<'a> = dyn FnMut(&str) -> std::io::Result<()> + Send + 'a;
 
@@ -135,7 +145,13 @@ pub trait Store: Send + Sync {
     /// Returns the log time at which the next run is due.
     async fn next_due(&self) -> Result<Option<Timestamp>, StoreError>;
 
-    /// Returns the lanes whose policy was set since all their open runs were armed.
+    /// Returns the running runs of a lane: all of them, or of more than `limit` a random choice.
+    async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError>;
+
+    /// Returns the clocks from which the store draws log time.
+    fn clock(&self) -> Arc<dyn Clock>;
+
+    /// Returns the lanes whose policy was set, or whose hold ended, since all their open runs were armed.
     async fn lanes_to_rearm(&self) -> Result<Vec<Name>, StoreError>;
 
     /// Returns every lane that was ever named.

@@ -1,18 +1,33 @@
 //! Facts as they stand in the store, and the fold over them.
 //!
-//! A stored fact carries the number of the schema that it was written with. A newer program reads every older one;
-//! a fact of a type that this program does not know is kept as it is and quarantines its run, and nothing else.
+//! A stored fact carries the number of the schema that it was written with, which is counted for each type on its own:
+//! so a change of one type is no news to a program that only reads the others. A newer program reads every older fact,
+//! since `upcast` brings it to the latest form before it is read; what is stored stays as it was. A fact of a type or a
+//! schema that this program does not know is kept as it is and quarantines its run, and nothing else.
 
-use lastbeat_domain::event::is_known_run_event;
+use lastbeat_domain::event::{complete_deaf, is_known_run_event, is_known_service_event};
 use lastbeat_domain::run::EvolveError;
-use lastbeat_domain::{Recorded, Run, RunEvent, RunId, ServiceEvent, Timestamp};
+use lastbeat_domain::{Recorded, Run, RunEvent, RunId, ServiceEvent, ServiceRecorded, Timestamp};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::error::StoreError;
 
-/// The schema with which this program writes facts.
-pub(crate) const SCHEMA: i64 = 1;
+/// Returns the schema with which this program writes facts of a type, which is the newest that it can read.
+pub(crate) fn schema_of(type_name: &str) -> i64 {
+    match type_name {
+        "deaf" => 2,
+        _ => 1,
+    }
+}
+
+/// Brings the fields of a fact that an older program wrote to the form of today.
+fn upcast(type_name: &str, schema: i64, fields: &mut Map<String, Value>) {
+    // In schema 1 a deaf span could leave its promise out.
+    if (type_name, schema) == ("deaf", 1) {
+        complete_deaf(fields);
+    }
+}
 
 /// A fact of a run as it was read from the store.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -123,20 +138,53 @@ pub(crate) fn decode_run_event(
     schema: i64,
     body: &str,
 ) -> Result<Stored, StoreError> {
-    let body: Value = serde_json::from_str(body)
-        .map_err(|error| StoreError::Corrupt(format!("version {version} of run {run} is not JSON: {error}")))?;
-    let type_name = body.get("type").and_then(Value::as_str).unwrap_or_default();
-    let why = if !is_known_run_event(type_name) {
-        format!("version {version} is of the unknown type `{type_name}`")
-    } else if schema > SCHEMA {
-        format!("version {version} was written with schema {schema}, and this program knows up to {SCHEMA}")
-    } else {
-        match serde_json::from_value::<RunEvent>(body.clone()) {
-            Ok(event) => {
-                return Ok(Stored::Known(Recorded { run, version, recorded_at, event }));
-            }
-            Err(error) => format!("version {version} cannot be read: {error}"),
+    let body: Map<String, Value> = serde_json::from_str(body)
+        .map_err(|error| StoreError::Corrupt(format!("version {version} of run {run} is no JSON object: {error}")))?;
+    match understand(is_known_run_event, schema, &body) {
+        Ok(event) => Ok(Stored::Known(Recorded { run, version, recorded_at, event })),
+        Err(why) => {
+            let (why, body) = (format!("version {version} {why}"), Value::Object(body));
+            Ok(Stored::Unknown(UnknownFact { run, version, recorded_at, why, body }))
         }
-    };
-    Ok(Stored::Unknown(UnknownFact { run, version, recorded_at, why, body }))
+    }
+}
+
+/// Reads the body of a service fact's row; `None` for one that a newer program wrote.
+pub(crate) fn decode_service_event(recorded_at: Timestamp, schema: i64, body: &str) -> Option<ServiceRecorded> {
+    let body: Map<String, Value> = serde_json::from_str(body).ok()?;
+    let event: ServiceEvent = understand(is_known_service_event, schema, &body).ok()?;
+    Some(ServiceRecorded { recorded_at, event })
+}
+
+/// Writes a service fact as a line of an export: in the form of today, or as it is if a newer program wrote it.
+///
+/// # Errors
+/// If its body is no JSON object, which no program writes.
+pub(crate) fn service_line(recorded_at: Timestamp, schema: i64, body: &str) -> Result<String, StoreError> {
+    if let Some(recorded) = decode_service_event(recorded_at, schema, body) {
+        return Ok(encode(&recorded));
+    }
+    let mut fields: Map<String, Value> = serde_json::from_str(body)
+        .map_err(|error| StoreError::Corrupt(format!("a service event is no JSON object: {error}")))?;
+    fields.insert("recorded_at".to_owned(), recorded_at.to_string().into());
+    Ok(encode(&fields))
+}
+
+/// Reads a fact in the form of today, or says why it cannot be.
+fn understand<T: serde::de::DeserializeOwned>(
+    is_known: impl Fn(&str) -> bool,
+    schema: i64,
+    body: &Map<String, Value>,
+) -> Result<T, String> {
+    let type_name = body.get("type").and_then(Value::as_str).unwrap_or_default();
+    if !is_known(type_name) {
+        return Err(format!("is of the unknown type `{type_name}`"));
+    }
+    let known = schema_of(type_name);
+    if schema > known {
+        return Err(format!("was written with schema {schema} of `{type_name}`, and this program knows up to {known}"));
+    }
+    let mut fields = body.clone();
+    upcast(type_name, schema, &mut fields);
+    serde_json::from_value(Value::Object(fields)).map_err(|error| format!("cannot be read: {error}"))
 }

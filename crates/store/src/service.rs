@@ -1,12 +1,24 @@
-//! What the service events say: which policy was in force when, and when nobody listened.
+//! What the service events and the beacons say: which policy was in force when, when nobody listened, what is held.
 
 use std::collections::BTreeMap;
 
 use lastbeat_domain::event::ServiceEvent;
-use lastbeat_domain::listening::DeafSpan;
-use lastbeat_domain::{LanePolicy, Listening, Name, ServiceRecorded, Terms, Timestamp};
+use lastbeat_domain::hold::{Census, HoldState};
+use lastbeat_domain::listening::{Beacon, DeafSpan};
+use lastbeat_domain::{LanePolicy, Listening, Name, ServiceRecorded, Span, Terms, Timestamp};
 
-/// The service events of a store, read up to a position of its log.
+/// A lane that was held, and has not been found well since.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneHold {
+    /// Whether it is held still, or drained.
+    pub state: HoldState,
+    /// The log time at which it was held.
+    pub held_at: Timestamp,
+    /// How much of it was silent then.
+    pub census: Census,
+}
+
+/// The service events of a store, read up to a position of its log, and its beacons.
 #[derive(Clone, Debug, Default)]
 pub struct ServiceLog {
     /// The position up to which the log was read.
@@ -14,6 +26,11 @@ pub struct ServiceLog {
     /// For each lane its policies with the log time of their record, in that order.
     policies: BTreeMap<Name, Vec<(Timestamp, LanePolicy)>>,
     deaf: Vec<DeafSpan>,
+    holds: BTreeMap<Name, LaneHold>,
+    /// The beacons as they stand.
+    pub beacons: Vec<Beacon>,
+    /// The last time that the clock was set back, as it was noticed.
+    pub clock_back: Option<ServiceRecorded>,
     /// Service events that this program does not know, which a newer one wrote.
     pub unknown: u64,
 }
@@ -22,16 +39,30 @@ impl ServiceLog {
     /// Takes in the next service event.
     pub fn push(&mut self, recorded: ServiceRecorded) {
         let recorded_at = recorded.recorded_at;
-        match recorded.event {
+        match &recorded.event {
             ServiceEvent::PolicySet { lane, policy_version, policy, by: _ } => {
-                let policies = self.policies.entry(lane).or_default();
-                policies.push((recorded_at, LanePolicy { version: policy_version, terms: policy }));
+                let policies = self.policies.entry(lane.clone()).or_default();
+                policies.push((recorded_at, LanePolicy { version: *policy_version, terms: policy.clone() }));
                 policies.sort_by_key(|(at, policy)| (*at, policy.version));
             }
             ServiceEvent::Deaf { from, to, promised_until, cause } => {
-                let promised_until = promised_until.unwrap_or(from);
+                let (from, to, promised_until, cause) = (*from, *to, *promised_until, *cause);
                 self.deaf.push(DeafSpan { from, to, promised_until, cause, recorded_at });
             }
+            ServiceEvent::ReapingHeld { lane, lapsed, silent, beating } => {
+                let census = Census { beating: *beating, silent: *silent, lapsed: *lapsed };
+                let state = HoldState::Held { since: recorded_at };
+                self.holds.insert(lane.clone(), LaneHold { state, held_at: recorded_at, census });
+            }
+            ServiceEvent::ReapingReleased { lane, .. } => {
+                if let Some(hold) = self.holds.get_mut(lane) {
+                    hold.state = hold.state.after(&recorded.event, recorded_at);
+                    if hold.state == HoldState::Free {
+                        self.holds.remove(lane);
+                    }
+                }
+            }
+            ServiceEvent::ClockBack { .. } => self.clock_back = Some(recorded),
             _ => {}
         }
     }
@@ -43,9 +74,31 @@ impl ServiceLog {
         known.checked_sub(1).map(|last| policies[last].1.clone()).unwrap_or_default()
     }
 
+    /// Returns the smallest heartbeat window of all policies, the default one among them.
+    pub fn smallest_window(&self) -> Span {
+        let latest = self.policies.values().filter_map(|policies| policies.last());
+        let windows = latest.map(|(_, policy)| policy.terms.heartbeat_window);
+        windows.min().map_or(Terms::default().heartbeat_window, |least| least.min(Terms::default().heartbeat_window))
+    }
+
     /// Returns the listening record as of log time `at`.
     pub fn listening(&self, at: Timestamp) -> Listening {
-        Listening::as_of(at, &self.deaf, &[])
+        Listening::as_of(at, &self.deaf, &self.beacons)
+    }
+
+    /// Returns whether a lane may reap for silence.
+    pub fn hold(&self, lane: &Name) -> HoldState {
+        self.holds.get(lane).map_or(HoldState::Free, |hold| hold.state)
+    }
+
+    /// Returns the lanes that are held or drained.
+    pub fn holds(&self) -> impl Iterator<Item = (&Name, &LaneHold)> {
+        self.holds.iter()
+    }
+
+    /// Returns the deaf spans that were recorded, in the order of their record.
+    pub fn deaf_spans(&self) -> &[DeafSpan] {
+        &self.deaf
     }
 
     /// Returns the policies that were ever set in a lane, oldest first.

@@ -9,7 +9,7 @@ mod plan;
 mod report;
 mod run;
 
-pub use pass::{dry_run, pass};
+pub use pass::{Sweeper, dry_run};
 pub use plan::SweepPlan;
-pub use report::{Held, ReapedRun, SweepReport};
+pub use report::{Deaf, Held, ReapedRun, Released, SweepReport};
 pub use run::sweep_until;

@@ -1,5 +1,6 @@
 //! What a pass did.
 
+use lastbeat_domain::event::{DeafCause, ReleaseCause};
 use lastbeat_domain::{Name, Rule, RunId, Span, Timestamp};
 use serde::Serialize;
 
@@ -18,6 +19,12 @@ pub struct SweepReport {
     pub rearmed: u64,
     /// The lanes in which nothing is reaped by silence, because too much of them went silent at once.
     pub held: Vec<Held>,
+    /// The lanes whose hold this pass began.
+    pub newly_held: Vec<Name>,
+    /// The lanes whose hold or drain this pass ended.
+    pub released: Vec<Released>,
+    /// The deaf spans that its beacon recorded.
+    pub deaf: Vec<Deaf>,
     /// How many runs were heard of, or ended, between the plan and its execution.
     pub lost_races: u64,
     /// How long it took.
@@ -27,8 +34,24 @@ pub struct SweepReport {
 
 impl SweepReport {
     pub(crate) fn new(at: Timestamp, dry_run: bool) -> SweepReport {
-        let (reaped, held) = (Vec::new(), Vec::new());
-        SweepReport { at, dry_run, examined: 0, reaped, rearmed: 0, held, lost_races: 0, duration: Span::ZERO }
+        SweepReport {
+            at,
+            dry_run,
+            examined: 0,
+            reaped: Vec::new(),
+            rearmed: 0,
+            held: Vec::new(),
+            newly_held: Vec::new(),
+            released: Vec::new(),
+            deaf: Vec::new(),
+            lost_races: 0,
+            duration: Span::ZERO,
+        }
+    }
+
+    /// Says whether something happened that somebody may want to hear of.
+    pub fn is_news(&self) -> bool {
+        !(self.reaped.is_empty() && self.newly_held.is_empty() && self.released.is_empty() && self.deaf.is_empty())
     }
 }
 
@@ -54,4 +77,24 @@ pub struct Held {
     pub lapsed: u64,
     /// How many of its runs are beating.
     pub beating: u64,
+}
+
+/// A lane in which reaping by silence goes on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Released {
+    /// The lane.
+    pub lane: Name,
+    /// Why.
+    pub cause: ReleaseCause,
+}
+
+/// A span in which nobody could have been heard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Deaf {
+    /// Its start.
+    pub from: Timestamp,
+    /// Its end.
+    pub to: Timestamp,
+    /// What made the service deaf.
+    pub cause: DeafCause,
 }

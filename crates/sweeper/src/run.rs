@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use lastbeat_domain::{Name, Span};
+use lastbeat_domain::Span;
 use lastbeat_store::{Store, StoreError};
 
-use crate::pass::pass;
+use crate::pass::Sweeper;
 use crate::report::SweepReport;
 
 /// Sweeps until `stop` completes. Between passes it sleeps until the next run is due, at most `interval`. Each report
-/// of a pass that reaped somebody goes to `tell`. While the store is away it waits and tries again.
+/// of a pass goes to `tell`. While the store is away it waits and tries again.
+///
+/// # Errors
+/// If the store fails for good.
 pub async fn sweep_until(
     store: &dyn Store,
-    sweeper: &Name,
+    sweeper: &mut Sweeper,
     interval: Span,
     stop: impl Future<Output = ()>,
     mut tell: impl FnMut(&SweepReport),
@@ -20,14 +23,14 @@ pub async fn sweep_until(
     tokio::pin!(stop);
     loop {
         // A pass is never cancelled half-way; only the sleep is.
-        match pass(store, sweeper).await {
+        match sweeper.pass(store).await {
             Ok(report) => tell(&report),
             Err(error) if error.is_transient() => tracing::warn!(%error, "the sweep is put off"),
             Err(error) => return Err(error),
         }
         tokio::select! {
-            () = &mut stop => return Ok(()),
-            () = tokio::time::sleep(pause(store, interval).await) => {}
+            () = &mut stop => return sweeper.stop(store).await,
+            () = tokio::time::sleep(pause(store, interval.min(sweeper.patience())).await) => {}
         }
     }
 }

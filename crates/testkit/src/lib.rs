@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use lastbeat_domain::decide::{Claimant, Report};
 use lastbeat_domain::{ClaimId, Name, RunId, Span, Timestamp};
@@ -11,30 +11,39 @@ use lastbeat_store::Clock;
 use lastbeat_store::sqlite::SqliteStore;
 use uuid::Uuid;
 
-/// A clock that stands still until it is moved, in either direction.
+/// Clocks that stand still until they are moved. The one that tells the time can be set, in either direction; the
+/// other one only ever advances.
 #[derive(Debug)]
-pub struct SimulatedClock(AtomicI64);
+pub struct SimulatedClock {
+    now: AtomicI64,
+    boottime: AtomicU64,
+}
 
 impl SimulatedClock {
-    /// Makes a clock that says `now`.
+    /// Makes clocks of which one says `now`.
     pub fn at(now: Timestamp) -> Arc<SimulatedClock> {
-        Arc::new(SimulatedClock(AtomicI64::new(now.as_micros())))
+        Arc::new(SimulatedClock { now: AtomicI64::new(now.as_micros()), boottime: AtomicU64::new(1_000_000) })
     }
 
-    /// Moves the clock forward.
+    /// Lets time pass.
     pub fn advance(&self, span: Span) {
         self.set(self.now().plus(span));
+        self.boottime.fetch_add(span.as_micros(), Ordering::SeqCst);
     }
 
-    /// Sets the clock.
+    /// Sets the clock, while no time passes.
     pub fn set(&self, now: Timestamp) {
-        self.0.store(now.as_micros(), Ordering::SeqCst);
+        self.now.store(now.as_micros(), Ordering::SeqCst);
     }
 }
 
 impl Clock for SimulatedClock {
     fn now(&self) -> Timestamp {
-        Timestamp::from_micros(self.0.load(Ordering::SeqCst))
+        Timestamp::from_micros(self.now.load(Ordering::SeqCst))
+    }
+
+    fn boottime(&self) -> Span {
+        Span::from_micros(self.boottime.load(Ordering::SeqCst))
     }
 }
 

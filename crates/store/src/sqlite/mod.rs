@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lastbeat_domain::decide::Command;
-use lastbeat_domain::{Name, Run, RunId, ServiceRecorded, Status, Timestamp};
+use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
 use tokio::sync::{mpsc, oneshot};
@@ -24,9 +24,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::clock::Clock;
 use crate::error::{CommandError, ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::record;
 use crate::service::ServiceLog;
 use crate::verify::VerifyReport;
-use crate::{Due, Filter, Judged, LineSink, Outcome, Store, StreamPage};
+use crate::{Due, Filter, Judged, LineSink, Outcome, Sample, Store, StreamPage};
 
 use self::writer::Job;
 
@@ -71,7 +72,7 @@ impl SqliteStore {
         let known = Arc::clone(&self.service.lock().unwrap_or_else(PoisonError::into_inner));
         let log = read::refresh_service_log(snapshot, &known).await?;
         let mut latest = self.service.lock().unwrap_or_else(PoisonError::into_inner);
-        if latest.through < log.through {
+        if latest.through <= log.through {
             *latest = Arc::clone(&log);
         }
         Ok(log)
@@ -138,6 +139,15 @@ impl Store for SqliteStore {
         Ok(due.into_iter().map(judge).collect())
     }
 
+    async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::running(&mut snapshot, lane, limit).await
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::clone(&self.clock)
+    }
+
     async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         read::next_due(&mut snapshot).await
@@ -168,14 +178,13 @@ impl Store for SqliteStore {
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         let mut lines = 0;
-        let service = sqlx::query("SELECT recorded_at, body FROM events WHERE run IS NULL ORDER BY position")
+        let service = sqlx::query("SELECT recorded_at, schema, body FROM events WHERE run IS NULL ORDER BY position")
             .fetch_all(&mut *snapshot)
             .await?;
         for row in service {
             let recorded_at = Timestamp::from_micros(row.try_get("recorded_at")?);
             let body: String = row.try_get("body")?;
-            let event = serde_json::from_str(&body).map_err(|error| StoreError::Corrupt(error.to_string()))?;
-            let line = rows::to_json(&ServiceRecorded { recorded_at, event });
+            let line = record::service_line(recorded_at, row.try_get("schema")?, &body)?;
             sink(line.as_str()).map_err(StoreError::Output)?;
             lines += 1;
         }

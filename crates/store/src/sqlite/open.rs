@@ -17,7 +17,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 const SQLITE_MIN: &str = "3.51.3";
 
 /// The migrations, in order; the schema's version is how many have been applied, kept in the header as `user_version`.
-const MIGRATIONS: [&str; 1] = [include_str!("../../../../migrations/sqlite/0001_log.sql")];
+const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../../migrations/sqlite/0001_log.sql"),
+    include_str!("../../../../migrations/sqlite/0002_listening.sql"),
+];
 
 /// The newest schema that this program knows.
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -91,10 +94,14 @@ async fn check_sqlite(connection: &mut SqliteConnection) -> Result<(), StoreErro
 
 async fn migrate(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {
     let found = schema_version(connection, path).await?;
+    // A file that was copied out of another one is no longer in that mode.
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&mut *connection).await?;
+    if mode != "wal" {
+        enter_wal(connection).await?;
+    }
     if found == SCHEMA_VERSION {
         return Ok(());
     }
-    enter_wal(connection).await?;
     // Several processes may come first at once: the one that gets the lock migrates, the others find it done.
     let mut transaction = connection.begin_with("BEGIN IMMEDIATE").await?;
     let found = schema_version(&mut transaction, path).await?;

@@ -4,50 +4,57 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lastbeat_domain::event::RunEvent;
-use lastbeat_domain::{Line, Name, Recorded, Run, RunId, Status, Timestamp};
+use lastbeat_domain::listening::Beacon;
+use lastbeat_domain::{Name, Recorded, Run, RunId, Status, Timestamp};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::rows::{RUN_COLUMNS, RunRow, read_run, signed, unsigned};
+use super::rows::{RUN_COLUMNS, RunRow, read_instant, read_name, read_run, read_word, signed, unsigned};
 use crate::error::StoreError;
 use crate::packing::{self, Beat};
-use crate::record::{Stored, decode_run_event};
+use crate::record::{Stored, decode_run_event, decode_service_event};
 use crate::service::ServiceLog;
-use crate::{Filter, StreamPage};
+use crate::{Filter, Sample, StreamPage};
 
-/// Reads the service events that were appended since `known`.
+/// Reads the service events that were appended since `known`, and the beacons.
 pub(super) async fn refresh_service_log(
     connection: &mut SqliteConnection,
     known: &Arc<ServiceLog>,
 ) -> Result<Arc<ServiceLog>, StoreError> {
     let rows = sqlx::query(
-        "SELECT position, recorded_at, type, body FROM events WHERE run IS NULL AND position > ? ORDER BY position",
+        "SELECT position, recorded_at, schema, body FROM events WHERE run IS NULL AND position > ? ORDER BY position",
     )
     .bind(known.through)
-    .fetch_all(connection)
+    .fetch_all(&mut *connection)
     .await?;
-    if rows.is_empty() {
+    let beacons = beacons(connection).await?;
+    if rows.is_empty() && beacons == known.beacons {
         return Ok(Arc::clone(known));
     }
     let mut log = ServiceLog::clone(known);
+    log.beacons = beacons;
     for row in rows {
         let recorded_at = Timestamp::from_micros(row.try_get("recorded_at")?);
         let body: String = row.try_get("body")?;
-        match service_line(recorded_at, &body) {
-            Some(Line::Service(recorded)) => log.push(recorded),
+        match decode_service_event(recorded_at, row.try_get("schema")?, &body) {
+            Some(recorded) => log.push(recorded),
             // A newer program's event; what it means for this one is nothing.
-            _ => log.unknown += 1,
+            None => log.unknown += 1,
         }
         log.through = row.try_get("position")?;
     }
     Ok(Arc::new(log))
 }
 
-/// Puts the envelope round the stored body of a service event.
-fn service_line(recorded_at: Timestamp, body: &str) -> Option<Line> {
-    let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(body).ok()?;
-    object.insert("recorded_at".to_owned(), recorded_at.to_string().into());
-    Line::parse(&serde_json::Value::Object(object).to_string()).ok()
+pub(super) async fn beacons(connection: &mut SqliteConnection) -> Result<Vec<Beacon>, StoreError> {
+    let rows =
+        sqlx::query("SELECT process, role, at, promise FROM beacons ORDER BY process").fetch_all(connection).await?;
+    let beacon = |row: &sqlx::sqlite::SqliteRow| {
+        let process = read_name(row, "process")?.ok_or_else(|| StoreError::Corrupt("a beacon of nobody".to_owned()))?;
+        let (at, promise) = (Timestamp::from_micros(row.try_get("at")?), read_instant(row, "promise")?);
+        Ok(Beacon { process, role: read_word(row, "role")?, at, promise })
+    };
+    rows.iter().map(beacon).collect()
 }
 
 pub(super) async fn latest_at(connection: &mut SqliteConnection) -> Result<Timestamp, StoreError> {
@@ -207,6 +214,26 @@ pub(super) async fn due(
         }
     }
     Ok(due)
+}
+
+/// Running runs of a lane: all of them, or of many a random choice.
+pub(super) async fn running(
+    connection: &mut SqliteConnection,
+    lane: &Name,
+    limit: usize,
+) -> Result<Sample, StoreError> {
+    let of: i64 = sqlx::query_scalar("SELECT count(*) FROM runs WHERE lane = ? AND status = 'running'")
+        .bind(lane.as_str())
+        .fetch_one(&mut *connection)
+        .await?;
+    let select = format!(
+        "SELECT {RUN_COLUMNS} FROM runs WHERE number IN \
+         (SELECT number FROM runs WHERE lane = ? AND status = 'running' ORDER BY random() LIMIT ?)"
+    );
+    let query = sqlx::query(AssertSqlSafe(select)).bind(lane.as_str()).bind(signed(limit as u64));
+    let rows = query.fetch_all(connection).await?;
+    let runs = rows.iter().map(|row| read_run(row).map(|row| row.run)).collect::<Result<Vec<Run>, StoreError>>()?;
+    Ok(Sample { runs, of: unsigned(of)? })
 }
 
 pub(super) async fn next_due(connection: &mut SqliteConnection) -> Result<Option<Timestamp>, StoreError> {

@@ -169,13 +169,13 @@ fn read_json<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<Optio
 }
 
 /// Reads one of the words of an enumeration, as serde writes them.
-fn read_word<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
+pub(super) fn read_word<T: DeserializeOwned>(row: &SqliteRow, column: &str) -> Result<T, StoreError> {
     let word: String = row.try_get(column)?;
     serde_json::from_value(serde_json::Value::String(word))
         .map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
 }
 
-fn read_name(row: &SqliteRow, column: &str) -> Result<Option<Name>, StoreError> {
+pub(super) fn read_name(row: &SqliteRow, column: &str) -> Result<Option<Name>, StoreError> {
     let text: Option<String> = row.try_get(column)?;
     text.map(|text| parse(column, &text)).transpose()
 }
@@ -187,7 +187,7 @@ where
     text.parse().map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
 }
 
-fn read_instant(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
+pub(super) fn read_instant(row: &SqliteRow, column: &str) -> Result<Option<Timestamp>, StoreError> {
     Ok(row.try_get::<Option<i64>, _>(column)?.map(Timestamp::from_micros))
 }
 

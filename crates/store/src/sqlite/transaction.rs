@@ -3,16 +3,20 @@
 use std::sync::Arc;
 
 use lastbeat_domain::decide::{Claimant, Command, Context, Refusal, RefusalCode};
-use lastbeat_domain::event::{Event, RunEvent};
+use lastbeat_domain::event::{Event, RunEvent, ServiceEvent};
+use lastbeat_domain::hold::{HoldState, Pace, turn};
+use lastbeat_domain::listening::{self, BeaconRole, ClockSample, ClockStep, Promise, clock_step};
 use lastbeat_domain::{LanePolicy, Listening, Name, Recorded, Run, RunId, ServiceRecorded, Span, Timestamp, decide};
 use sqlx::sqlite::{SqliteConnection, SqliteRow};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::rows::{RUN_COLUMNS, RunRow, input_of, read_id, read_run, signed};
-use super::write::{Segment, insert_event, insert_segment, insert_service, put_lane, put_run, set_due};
+use super::rows::{RUN_COLUMNS, RunRow, input_of, read_id, read_instant, read_run, signed};
+use super::write::{
+    Segment, insert_beats, insert_event, insert_segment, insert_service, put_beacons, put_lane, put_run, set_due,
+};
 use crate::error::StoreError;
 use crate::packing::{self, Beat};
-use crate::record::{self, SCHEMA};
+use crate::record;
 use crate::service::ServiceLog;
 use crate::{Answer, Judged, Outcome};
 
@@ -64,23 +68,37 @@ pub(super) struct Batch<'c> {
     beats_at: Timestamp,
     /// The plain heartbeats: run number and version.
     beats: Vec<(i64, u64)>,
+    /// The clocks as they were read for this transaction.
+    sample: ClockSample,
+    /// A step of the clock since this process's last beacon.
+    clock_step: Option<ClockStep>,
+    /// Whether this process beaconed, so that the clocks are compared with `sample` from now on.
+    beaconed: bool,
 }
+
+/// The clocks, read after the transaction had begun: boottime, clock, boottime.
+pub(super) type Clocks = (Span, Timestamp, Span);
 
 impl<'c> Batch<'c> {
     /// Begins on a connection that has begun its transaction. `clock` was read after that.
     pub(super) async fn begin(
         connection: &'c mut SqliteConnection,
         service: Arc<ServiceLog>,
-        clock: Timestamp,
+        clocks: Clocks,
+        last_beacon: Option<&ClockSample>,
         commands: &[Command],
     ) -> Result<Batch<'c>, StoreError> {
         let mut head = Head::read(connection).await?;
+        let (boot_before, clock, boot_after) = clocks;
         let now = clock.max(head.latest_at.next());
+        let sample = ClockSample { boot_before, clock, log: now, boot_after };
+        let clock_step = last_beacon.and_then(|last| clock_step(last, &sample));
         // Stamps of everything decided here increase store-wide: what is no plain heartbeat comes after those.
         let has_beats = commands.iter().any(|command| matches!(command, Command::Heartbeat { progress: None, .. }));
         head.latest_at = if has_beats { now } else { now.minus(Span::from_micros(1)) };
         let listening = Arc::new(service.listening(now));
-        Ok(Batch { connection, service, listening, head, beats_at: now, beats: Vec::new() })
+        let (beats_at, beats, beaconed) = (now, Vec::new(), false);
+        Ok(Batch { connection, service, listening, head, beats_at, beats, sample, clock_step, beaconed })
     }
 
     /// Decides and writes one command.
@@ -95,20 +113,15 @@ impl<'c> Batch<'c> {
         }
     }
 
-    /// Writes what the commands had in common. The caller commits.
-    pub(super) async fn finish(mut self) -> Result<(), StoreError> {
+    /// Writes what the commands had in common, and returns the clocks if this process beaconed. The caller commits.
+    pub(super) async fn finish(mut self) -> Result<Option<ClockSample>, StoreError> {
         if !self.beats.is_empty() {
             self.beats.sort_unstable();
             self.head.beat_position += 1;
-            sqlx::query("INSERT INTO beats (position, recorded_at, count, data) VALUES (?, ?, ?, ?)")
-                .bind(self.head.beat_position)
-                .bind(self.beats_at.as_micros())
-                .bind(signed(self.beats.len() as u64))
-                .bind(packing::pack_beats(&self.beats))
-                .execute(&mut *self.connection)
-                .await?;
+            insert_beats(self.connection, self.head.beat_position, self.beats_at, &self.beats).await?;
         }
-        self.head.write(self.connection).await
+        self.head.write(self.connection).await?;
+        Ok(self.beaconed.then_some(self.sample))
     }
 
     async fn about_run(&mut self, command: &Command, id: RunId) -> Result<Outcome, StoreError> {
@@ -121,9 +134,14 @@ impl<'c> Batch<'c> {
             (_, None) => LanePolicy::default(),
         };
         let run = row.as_ref().map(|row| &row.run);
-        let decision = self.decide(run, command, &policy, key_holder, now);
+        let pace = self.pace(command, row.as_ref(), &policy, now).await?;
+        let lane = row.as_ref().map(|row| row.run.lane.clone());
+        let decision = self.decide(run, command, &Around { policy: &policy, lane, key_holder, pace }, now);
         match decision {
-            Ok(events) => self.carry_out(command, id, row, events, policy, now).await,
+            Ok(events) => {
+                self.take_turn(command, row.as_ref(), &events, pace, &policy, now).await?;
+                self.carry_out(command, id, row, events, policy, now).await
+            }
             Err(refusal) if refusal.code == RefusalCode::UniqueKeyOpen && matches!(command, Command::Create { .. }) => {
                 self.existing(refusal, now).await
             }
@@ -133,7 +151,10 @@ impl<'c> Batch<'c> {
                     let may_not_be_reaped =
                         matches!(refusal.code, RefusalCode::Shadow | RefusalCode::Held | RefusalCode::Deaf);
                     let (_, row) = self.append(id, Some(row), events, now).await?;
-                    self.arm(&row, &policy, now, may_not_be_reaped).await?;
+                    match refusal.code {
+                        RefusalCode::OverRate => self.give_turn(&row, &policy, pace, now).await?,
+                        _ => self.arm(&row, &policy, now, may_not_be_reaped).await?,
+                    }
                 }
                 Ok(Err(refusal.into()))
             }
@@ -187,7 +208,7 @@ impl<'c> Batch<'c> {
         let candidates = self.waiting(lanes, by, now).await?;
         for row in candidates {
             let policy = self.service.policy(&row.run.lane, now);
-            if let Ok(events) = self.decide(Some(&row.run), command, &policy, None, now) {
+            if let Ok(events) = self.decide(Some(&row.run), command, &Around::plain(&policy), now) {
                 let id = row.run.id;
                 let mut outcome = self.carry_out(command, id, Some(row), events, policy, now).await?;
                 if let Ok(answer) = &mut outcome {
@@ -196,7 +217,7 @@ impl<'c> Batch<'c> {
                 return Ok(outcome);
             }
         }
-        let nothing = self.decide(None, command, &LanePolicy::default(), None, now);
+        let nothing = self.decide(None, command, &Around::plain(&LanePolicy::default()), now);
         Ok(Err(match nothing {
             Err(refusal) => refusal.into(),
             Ok(_) => StoreError::Corrupt("a claim without a run was granted".to_owned()).into(),
@@ -228,25 +249,156 @@ impl<'c> Batch<'c> {
 
     async fn about_service(&mut self, command: &Command) -> Result<Outcome, StoreError> {
         let now = self.stamp_for(command);
-        let policy = match command {
-            Command::SetPolicy { lane, .. } => self.service.policy(lane, now),
-            _ => LanePolicy::default(),
+        let lane = match command {
+            Command::SetPolicy { lane, .. } | Command::ReviewHold { lane, .. } | Command::ReleaseHold { lane, .. } => {
+                Some(lane.clone())
+            }
+            _ => None,
         };
-        let events = match self.decide(None, command, &policy, None, now) {
+        let policy = lane.as_ref().map(|lane| self.service.policy(lane, now)).unwrap_or_default();
+        let events = match self.decide(None, command, &Around { lane, ..Around::plain(&policy) }, now) {
             Ok(events) => events,
             Err(refusal) => return Ok(Err(refusal.into())),
         };
         let service = self.append_service(events).await?;
-        if let Command::SetPolicy { lane, .. } = command {
-            // Sweepers go through the lane's open runs from the start.
-            sqlx::query(
-                "INSERT INTO lanes (lane, rearm_after) VALUES (?, 0) ON CONFLICT DO UPDATE SET rearm_after = 0",
-            )
+        for recorded in &service {
+            match &recorded.event {
+                // Sweepers go through the lane's open runs from the start.
+                ServiceEvent::PolicySet { lane, .. } => self.rearm_from_start(lane).await?,
+                ServiceEvent::ReapingReleased { lane, .. } => {
+                    self.rearm_from_start(lane).await?;
+                    self.put_pace(lane, now, None).await?;
+                }
+                _ => {}
+            }
+        }
+        match command {
+            Command::Beacon { process, role, promise } => {
+                let noted = listening::beacon(&self.service.beacons, process, *role, *promise, now);
+                self.put_beacons(noted.beacons, now).await?;
+                self.beaconed = true;
+                // Recorded by this transaction.
+                self.clock_step = None;
+            }
+            Command::RemoveBeacon { process } => {
+                let own = self.service.beacons.iter().find(|beacon| beacon.process == *process).cloned();
+                if let Some(own) = own {
+                    let last = Promise::UntilAnother;
+                    let mut left = listening::beacon(&self.service.beacons, process, own.role, last, now).beacons;
+                    left.retain(|beacon| beacon.process != *process);
+                    self.put_beacons(left, now).await?;
+                }
+            }
+            Command::RetireServers { .. } => {
+                let local = |beacon: &&listening::Beacon| beacon.role == BeaconRole::Local;
+                let left = self.service.beacons.iter().filter(local).cloned().collect();
+                self.put_beacons(left, now).await?;
+            }
+            _ => {}
+        }
+        Ok(Ok(Answer { judged: None, appended: Vec::new(), service, existing: false, input: None, rearmed: 0 }))
+    }
+
+    async fn put_beacons(&mut self, beacons: Vec<listening::Beacon>, now: Timestamp) -> Result<(), StoreError> {
+        put_beacons(self.connection, &beacons).await?;
+        self.head.latest_at = self.head.latest_at.max(now);
+        Arc::make_mut(&mut self.service).beacons = beacons;
+        self.listening = Arc::new(self.service.listening(self.head.latest_at.next()));
+        Ok(())
+    }
+
+    async fn rearm_from_start(&mut self, lane: &Name) -> Result<(), StoreError> {
+        sqlx::query("INSERT INTO lanes (lane, rearm_after) VALUES (?, 0) ON CONFLICT DO UPDATE SET rearm_after = 0")
             .bind(lane.as_str())
             .execute(&mut *self.connection)
             .await?;
+        Ok(())
+    }
+
+    /// How far a drain has come, for the one command that asks.
+    async fn pace(
+        &mut self,
+        command: &Command,
+        row: Option<&RunRow>,
+        policy: &LanePolicy,
+        now: Timestamp,
+    ) -> Result<Pace, StoreError> {
+        let none = Pace { next: Timestamp::MIN };
+        let (Command::Reap { .. }, Some(row)) = (command, row) else { return Ok(none) };
+        if !matches!(self.service.hold(&row.run.lane), HoldState::Draining { .. }) {
+            return Ok(none);
         }
-        Ok(Ok(Answer { judged: None, appended: Vec::new(), service, existing: false, input: None, rearmed: 0 }))
+        let reap_at = sqlx::query("SELECT reap_at FROM lanes WHERE lane = ?")
+            .bind(row.run.lane.as_str())
+            .fetch_one(&mut *self.connection)
+            .await?;
+        // A lane whose log was imported has no pace yet.
+        let first = now.minus(turn(policy.terms.reap_rate));
+        Ok(Pace { next: read_instant(&reap_at, "reap_at")?.unwrap_or(first) })
+    }
+
+    async fn put_pace(&mut self, lane: &Name, next: Timestamp, turn: Option<Timestamp>) -> Result<(), StoreError> {
+        sqlx::query("UPDATE lanes SET reap_at = ?, turn_at = ? WHERE lane = ?")
+            .bind(next.as_micros())
+            .bind(turn.map(Timestamp::as_micros))
+            .bind(lane.as_str())
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(())
+    }
+
+    /// Counts a sweeper's reap for silence against the rate of a lane that is drained.
+    async fn take_turn(
+        &mut self,
+        command: &Command,
+        row: Option<&RunRow>,
+        events: &[Event],
+        pace: Pace,
+        policy: &LanePolicy,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let (Command::Reap { by_hand: None, .. }, Some(row)) = (command, row) else { return Ok(()) };
+        let silent = |event: &Event| {
+            matches!(event, Event::Run(RunEvent::TimedOut { rule: lastbeat_domain::Rule::HeartbeatSilence, .. }))
+        };
+        let draining = matches!(self.service.hold(&row.run.lane), HoldState::Draining { .. });
+        if draining && events.iter().any(silent) {
+            sqlx::query("UPDATE lanes SET reap_at = ? WHERE lane = ?")
+                .bind(pace.after_reap(policy.terms.reap_rate, now).next.as_micros())
+                .bind(row.run.lane.as_str())
+                .execute(&mut *self.connection)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Puts a run off until its turn in a drain: the one after the last that was given, at most a minute away.
+    async fn give_turn(
+        &mut self,
+        row: &RunRow,
+        policy: &LanePolicy,
+        pace: Pace,
+        now: Timestamp,
+    ) -> Result<(), StoreError> {
+        let lane = row.run.lane.clone();
+        let turns = sqlx::query("SELECT turn_at FROM lanes WHERE lane = ?")
+            .bind(lane.as_str())
+            .fetch_one(&mut *self.connection)
+            .await?;
+        let last = read_instant(&turns, "turn_at")?.unwrap_or(pace.next);
+        let at = last.max(pace.next).max(now).plus(turn(policy.terms.reap_rate)).min(now.plus(DELAY_MAX));
+        self.put_pace(&lane, pace.next, Some(at)).await?;
+        self.put_off(row, at, DELAY_MIN).await
+    }
+
+    async fn put_off(&mut self, row: &RunRow, until: Timestamp, delay: Span) -> Result<(), StoreError> {
+        sqlx::query("INSERT OR REPLACE INTO due (run, check_at, delay) VALUES (?, ?, ?)")
+            .bind(row.number)
+            .bind(until.as_micros())
+            .bind(signed(delay.as_micros()))
+            .execute(&mut *self.connection)
+            .await?;
+        Ok(())
     }
 
     async fn rearm_lane(&mut self, lane: &Name, limit: u32) -> Result<Outcome, StoreError> {
@@ -277,11 +429,18 @@ impl<'c> Batch<'c> {
         &self,
         run: Option<&Run>,
         command: &Command,
-        policy: &LanePolicy,
-        key_holder: Option<RunId>,
+        around: &Around<'_>,
         now: Timestamp,
     ) -> Result<Vec<Event>, Refusal> {
-        let context = Context { policy, listening: &self.listening, key_holder, held: false, beacons: &[] };
+        let context = Context {
+            policy: around.policy,
+            listening: &self.listening,
+            key_holder: around.key_holder,
+            hold: around.lane.as_ref().map_or(HoldState::Free, |lane| self.service.hold(lane)),
+            pace: around.pace,
+            beacons: &self.service.beacons,
+            clock_step: self.clock_step,
+        };
         decide(run, command, &context, now)
     }
 
@@ -369,7 +528,12 @@ impl<'c> Batch<'c> {
             let recorded = ServiceRecorded { recorded_at: self.head.latest_at, event };
             self.head.position += 1;
             insert_service(self.connection, self.head.position, &recorded).await?;
+            // What comes after it in the batch is decided with it.
+            Arc::make_mut(&mut self.service).push(recorded.clone());
             appended.push(recorded);
+        }
+        if !appended.is_empty() {
+            self.listening = Arc::new(self.service.listening(self.head.latest_at.next()));
         }
         Ok(appended)
     }
@@ -434,13 +598,7 @@ impl<'c> Batch<'c> {
             .await?;
         let before = Span::from_micros(u64::try_from(delay.unwrap_or(0)).unwrap_or(0));
         let delay = before.times(2).clamp(DELAY_MIN, DELAY_MAX);
-        sqlx::query("INSERT OR REPLACE INTO due (run, check_at, delay) VALUES (?, ?, ?)")
-            .bind(row.number)
-            .bind(now.plus(delay).as_micros())
-            .bind(signed(delay.as_micros()))
-            .execute(&mut *self.connection)
-            .await?;
-        Ok(())
+        self.put_off(row, now.plus(delay), delay).await
     }
 
     async fn load(&mut self, id: RunId) -> Result<Option<RunRow>, StoreError> {
@@ -469,14 +627,28 @@ impl<'c> Batch<'c> {
     }
 
     async fn read_input(&mut self, id: RunId) -> Result<Option<serde_json::Value>, StoreError> {
-        let body: String = sqlx::query_scalar(
-            "SELECT events.body FROM events JOIN runs ON runs.number = events.run WHERE runs.id = ? AND events.version = 1",
+        let (schema, body): (i64, String) = sqlx::query_as(
+            "SELECT events.schema, events.body FROM events JOIN runs ON runs.number = events.run WHERE runs.id = ? AND events.version = 1",
         )
         .bind(id.as_uuid().as_bytes().to_vec())
         .fetch_one(&mut *self.connection)
         .await?;
-        let created = record::decode_run_event(id, 1, self.beats_at, SCHEMA, &body)?;
+        let created = record::decode_run_event(id, 1, self.beats_at, schema, &body)?;
         Ok(created.known().and_then(|recorded| input_of(&recorded.event)))
+    }
+}
+
+/// What a command is decided with, beside what is the same for all commands of the batch.
+struct Around<'a> {
+    policy: &'a LanePolicy,
+    lane: Option<Name>,
+    key_holder: Option<RunId>,
+    pace: Pace,
+}
+
+impl<'a> Around<'a> {
+    fn plain(policy: &'a LanePolicy) -> Around<'a> {
+        Around { policy, lane: None, key_holder: None, pace: Pace { next: Timestamp::MIN } }
     }
 }
 

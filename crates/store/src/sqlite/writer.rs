@@ -8,6 +8,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use lastbeat_domain::decide::Command;
+use lastbeat_domain::listening::ClockSample;
 use lastbeat_domain::{Name, RunId};
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
@@ -41,7 +42,7 @@ pub(super) enum Job {
 /// Starts the writer on a connection.
 pub(super) fn start(connection: SqliteConnection, clock: Arc<dyn Clock>) -> mpsc::Sender<Job> {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-    let writer = Writer { connection, clock, service: Arc::default(), waiting: VecDeque::new() };
+    let writer = Writer { connection, clock, service: Arc::default(), last_beacon: None, waiting: VecDeque::new() };
     tokio::spawn(writer.run(receiver));
     sender
 }
@@ -55,6 +56,8 @@ struct Writer {
     connection: SqliteConnection,
     clock: Arc<dyn Clock>,
     service: Arc<ServiceLog>,
+    /// The clocks as they were at this process's last beacon.
+    last_beacon: Option<ClockSample>,
     waiting: VecDeque<Waiting>,
 }
 
@@ -116,9 +119,7 @@ impl Writer {
             let key = waiting.command.unique_key();
             let clashes = run.is_some_and(|run| runs.contains(&run)) || key.is_some_and(|key| keys.contains(key));
             let size = payload_bytes(&waiting.command);
-            // What changes policies stands alone: everything in a transaction is decided under the same ones.
-            let alone = matches!(waiting.command, Command::SetPolicy { .. });
-            let full = batch.len() >= BATCH_COMMANDS_MAX || bytes + size > BATCH_BYTES_MAX || alone;
+            let full = batch.len() >= BATCH_COMMANDS_MAX || bytes + size > BATCH_BYTES_MAX;
             if clashes || (full && !batch.is_empty()) {
                 runs.extend(run);
                 keys.extend(key.cloned());
@@ -132,9 +133,6 @@ impl Writer {
             keys.extend(key.cloned());
             bytes += size;
             batch.push(waiting);
-            if alone {
-                break;
-            }
         }
         later.append(&mut self.waiting);
         self.waiting = later;
@@ -165,16 +163,20 @@ impl Writer {
     async fn transact(&mut self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         // Log time is read under the lock, so that it is in the order of commits.
-        let clock = self.clock.now();
+        let clocks = (self.clock.boottime(), self.clock.now(), self.clock.boottime());
         self.service = refresh_service_log(&mut transaction, &self.service).await?;
         let service = Arc::clone(&self.service);
-        let mut batch = Batch::begin(&mut transaction, service, clock, commands).await?;
+        let last_beacon = self.last_beacon.as_ref();
+        let mut batch = Batch::begin(&mut transaction, service, clocks, last_beacon, commands).await?;
         let mut outcomes = Vec::with_capacity(commands.len());
         for command in commands {
             outcomes.push(batch.apply(command).await?);
         }
-        batch.finish().await?;
+        let beacon = batch.finish().await?;
         transaction.commit().await?;
+        if beacon.is_some() {
+            self.last_beacon = beacon;
+        }
         Ok(outcomes)
     }
 }
