@@ -63,8 +63,19 @@ pub(crate) enum Command {
     },
     /// Write every fact to standard output, one event a line.
     Export,
+    /// Show what the rule said of a run at each instant, from its log alone.
+    Replay(Replay),
     /// Check that the projection is what the log says, and look for damage.
     Verify,
+    /// Make the projection anew from the log, beside the old one, and swap them.
+    Rebuild,
+    /// Copy the database, as it is at one instant, into a new file; others may go on writing.
+    Backup {
+        /// The new file.
+        file: PathBuf,
+    },
+    /// Look at what the database stands on, and say what to do about what is not well.
+    Doctor,
     /// Make the database, or bring its schema up to date.
     Migrate,
     /// Play the whole story with real processes on a fresh embedded store, in under a minute.
@@ -258,6 +269,15 @@ pub(crate) struct History {
     /// Begin after this version.
     #[arg(long, default_value_t = 0, value_name = "VERSION")]
     pub(crate) after: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Replay {
+    /// The run.
+    pub(crate) run: RunId,
+    /// The instant up to which it is replayed, past or future; now if not given.
+    #[arg(long, value_name = "INSTANT")]
+    pub(crate) at: Option<Timestamp>,
 }
 
 #[derive(Debug, Subcommand)]

@@ -256,7 +256,7 @@ impl Demo {
             let question = args::Why { run: victim, at: None, attempt: None };
             look::why(self.store.as_ref(), &question, Output::Table).await?;
         }
-        let damage = self.store.verify().await?.damage;
+        let damage = self.store.verify(&|_, _| ()).await?.damage;
         broken.extend(damage.iter().map(ToString::to_string));
         Ok(broken)
     }

@@ -37,6 +37,7 @@ impl From<StoreError> for Failure {
             StoreError::Unreadable { .. } => "unreadable_database",
             StoreError::SchemaTooNew { .. } => "schema_too_new",
             StoreError::Corrupt(_) | StoreError::CorruptStream { .. } => "corrupt",
+            StoreError::Exists { .. } => "exists",
             StoreError::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => "broken_pipe",
             _ => "internal",
         };

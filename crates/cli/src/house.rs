@@ -7,7 +7,7 @@ use std::path::Path;
 use lastbeat_domain::Name;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::event::{DeafCause, ReleaseCause};
-use lastbeat_store::{Store, check_import};
+use lastbeat_store::{Health, Store, check_import};
 use lastbeat_sweeper::{Held, SweepReport, Sweeper, dry_run, sweep_until};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::{self, Output};
 use crate::failure::Failure;
 use crate::output;
+use crate::progress::{Counting, Progress};
 use crate::run::{execute, person};
 
 pub(crate) async fn sweep(store: &dyn Store, arguments: &args::Sweep, form: Output) -> Result<(), Failure> {
@@ -104,7 +105,9 @@ pub(crate) async fn import(store: &dyn Store, path: &Path, form: Output) -> Resu
     let file = File::open(path).map_err(|error| {
         Failure::new("unreadable_file", format!("cannot open {}: {error}; nothing was imported", path.display()))
     })?;
-    let checked = check_import(BufReader::new(file), store.now().await?)?;
+    let size = file.metadata().map_or(0, |data| data.len());
+    let file = Counting::new(file, size, Progress::of("reading", "bytes"));
+    let checked = check_import(BufReader::with_capacity(1 << 16, file), store.now().await?)?;
     let report = store.import(checked).await?;
     if form != Output::Table {
         let (runs, events, service_events) = (report.runs, report.events, report.service_events);
@@ -124,22 +127,80 @@ pub(crate) async fn export(store: &dyn Store) -> Result<(), Failure> {
 }
 
 pub(crate) async fn verify(store: &dyn Store, form: Output) -> Result<(), Failure> {
-    let report = store.verify().await?;
+    let progress = Progress::of("verifying", "runs");
+    let report = store.verify(&|done, all| progress.at(done, all)).await?;
+    drop(progress);
     if form == Output::Table {
         for damage in &report.damage {
             output::line(&damage.to_string())?;
         }
         let verdict = if report.damage.is_empty() { "all is well" } else { "damaged" };
-        output::line(&format!("{} runs with {} events: {verdict}", report.runs, report.events))?;
+        let quarantined = match report.quarantined {
+            0 => String::new(),
+            runs => format!(", {runs} of them quarantined (they hold facts of a newer program)"),
+        };
+        output::line(&format!("{} runs{quarantined} with {} events: {verdict}", report.runs, report.events))?;
     } else {
         output::json_line(&report)?;
     }
     if report.damage.is_empty() {
         return Ok(());
     }
-    let message =
-        format!("{} things are wrong; export what can be read and restore from a backup", report.damage.len());
-    Err(Failure::new("damaged", message))
+    let what = if report.damage.iter().all(|damage| damage.kind.is_mended_by_rebuild()) {
+        "the log itself is well: `lastbeat rebuild` makes the projection anew from it"
+    } else {
+        "the log itself is damaged: stop the writers, export what can be read, and restore a backup"
+    };
+    let many =
+        if report.damage.len() == 1 { "1 thing is".to_owned() } else { format!("{} things are", report.damage.len()) };
+    Err(Failure::new("damaged", format!("{many} wrong; {what}")))
+}
+
+pub(crate) async fn rebuild(store: &dyn Store, form: Output) -> Result<(), Failure> {
+    let progress = Progress::of("rebuilding", "runs");
+    let report = store.rebuild(&|done, all| progress.at(done, all)).await?;
+    drop(progress);
+    match form {
+        Output::Table => output::line(&format!(
+            "made {} runs anew from {} events; {} were not as they had been",
+            report.runs, report.events, report.differed
+        )),
+        Output::Json | Output::Jsonl => output::json_line(&report),
+    }
+}
+
+pub(crate) async fn backup(store: &dyn Store, file: &Path, form: Output) -> Result<(), Failure> {
+    store.backup(file).await?;
+    let bytes = std::fs::metadata(file)?.len();
+    match form {
+        Output::Table => output::line(&format!(
+            "copied to {} ({bytes} bytes); look into it with --database sqlite://{}",
+            file.display(),
+            file.display()
+        )),
+        Output::Json | Output::Jsonl => output::json_line(&json!({"file": file.display().to_string(), "bytes": bytes})),
+    }
+}
+
+pub(crate) async fn doctor(store: &dyn Store, form: Output) -> Result<(), Failure> {
+    let checks = store.doctor().await?;
+    if form == Output::Table {
+        let rows =
+            checks.iter().map(|check| vec![output::health(check.health), check.name.to_owned(), check.found.clone()]);
+        output::table(&["HEALTH", "WHAT", "FOUND"], rows.collect())?;
+        for check in &checks {
+            if let Some(advice) = check.advice {
+                output::line(&format!("{}: {advice}", check.name))?;
+            }
+        }
+    } else {
+        output::json_line(&json!({"checks": checks}))?;
+    }
+    let bad: Vec<&str> = checks.iter().filter(|check| check.health == Health::Bad).map(|check| check.name).collect();
+    if bad.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new("unwell", format!("not well: {}", bad.join(", "))))
 }
 
 pub(crate) fn migrate(form: Output) -> Result<(), Failure> {

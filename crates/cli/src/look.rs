@@ -155,3 +155,43 @@ fn fact_line(fact: &Stored) -> String {
         .trim_end()
         .to_owned()
 }
+
+pub(crate) async fn replay(store: &dyn Store, arguments: &args::Replay, form: Output) -> Result<(), Failure> {
+    let id = arguments.run;
+    if store.run(id).await?.is_none() {
+        return Err(Failure::unknown_run(id));
+    }
+    let until = match arguments.at {
+        Some(at) => at,
+        None => store.now().await?,
+    };
+    let replay = lastbeat_store::replay(store, id, until).await?;
+    let replay = replay.ok_or_else(|| Failure::not_there_yet(id, until))?;
+    match form {
+        Output::Json => {
+            return output::json_line(&json!({
+                "run": id, "at": until, "stretches": replay.stretches, "state": output::shown(&replay.judged),
+            }));
+        }
+        Output::Jsonl => return replay.stretches.iter().try_for_each(output::json_line),
+        Output::Table => {}
+    }
+    let row = |stretch: &lastbeat_store::Stretch| {
+        vec![
+            stretch.from.to_string(),
+            stretch.length().to_string(),
+            stretch.status.to_string(),
+            stretch.attempt.to_string(),
+            output::liveness(stretch.verdict),
+            stretch.rule.map_or_else(|| "-".to_owned(), |rule| rule.to_string()),
+            stretch.because.clone().unwrap_or_else(|| "time passed".to_owned()),
+        ]
+    };
+    let heading = ["FROM", "FOR", "STATUS", "ATTEMPT", "VERDICT", "RULE", "BECAUSE"];
+    output::table(&heading, replay.stretches.iter().map(row).collect())?;
+    let run = &replay.judged.run;
+    output::line(&format!(
+        "at {until}: {} at attempt {}, version {} of its stream",
+        run.status, run.attempt, run.version
+    ))
+}

@@ -9,6 +9,7 @@ mod house;
 mod lane;
 mod look;
 mod output;
+mod progress;
 mod run;
 
 use std::io::Write;
@@ -100,7 +101,11 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
         Command::Export => house::export(store.as_ref()).await?,
+        Command::Replay(arguments) => look::replay(store.as_ref(), &arguments, output).await?,
         Command::Verify => house::verify(store.as_ref(), output).await?,
+        Command::Rebuild => house::rebuild(store.as_ref(), output).await?,
+        Command::Backup { file } => house::backup(store.as_ref(), &file, output).await?,
+        Command::Doctor => house::doctor(store.as_ref(), output).await?,
         Command::Migrate => house::migrate(output)?,
         Command::Completions { .. } | Command::Guard { .. } | Command::Demo { .. } => {}
     }

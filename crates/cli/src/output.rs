@@ -5,7 +5,7 @@ use std::io::Write;
 use anstyle::{AnsiColor, Style};
 use comfy_table::{Table, presets};
 use lastbeat_domain::{Liveness, Status};
-use lastbeat_store::Judged;
+use lastbeat_store::{Health, Judged};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -59,6 +59,17 @@ pub(crate) fn liveness(liveness: Liveness) -> String {
     };
     let style = colour.on_default();
     format!("{style}{liveness}{style:#}")
+}
+
+/// How well something is, in its colour.
+pub(crate) fn health(health: Health) -> String {
+    let style = match health {
+        Health::Fine => AnsiColor::Green,
+        Health::Warning => AnsiColor::Yellow,
+        Health::Bad => AnsiColor::Red,
+    }
+    .on_default();
+    format!("{style}{}{style:#}", health.as_str())
 }
 
 /// A run as `run show` gives it.

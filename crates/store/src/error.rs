@@ -63,6 +63,12 @@ pub enum StoreError {
     /// The store was closed while the command waited.
     #[error("the store was closed before the command was carried out")]
     Closed,
+    /// A file is there already and is not to be replaced.
+    #[error("{path} exists already; name a new file")]
+    Exists {
+        /// The file.
+        path: String,
+    },
     /// What was read could not be written out.
     #[error("cannot write the output: {0}")]
     Output(#[source] std::io::Error),

@@ -3,20 +3,23 @@
 //! A [`Store`] is asked and told through the trait; [`sqlite::SqliteStore`] keeps it in one file. Facts are the truth,
 //! the projection is made from them, and no answer about a run comes from here without [`judge`]: see [`ask`].
 //!
-//! Every write goes through [`Store::execute`] or its sibling [`Store::import`].
+//! Every write goes through [`Store::execute`] or one of its siblings: [`Store::import`] and [`Store::rebuild`].
 
 pub mod ask;
 mod clock;
 mod digest;
+mod doctor;
 mod error;
 mod import;
 mod packing;
 mod record;
+mod replay;
 mod service;
 pub mod sqlite;
 mod verify;
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -27,11 +30,13 @@ use lastbeat_domain::{
 use serde_json::Value;
 
 pub use clock::{Clock, SystemClock};
+pub use doctor::{Check, Health};
 pub use error::{CommandError, ImportError, StoreError};
 pub use import::{CheckedImport, ImportReport, check as check_import};
-pub use record::{Stored, UnknownFact, fold};
+pub use record::{Stored, UnknownFact, fold, take_in};
+pub use replay::{Replay, Stretch, replay};
 pub use service::{LaneHold, ServiceLog};
-pub use verify::{Damage, DamageKind, VerifyReport};
+pub use verify::{Damage, DamageKind, RebuildReport, VerifyReport};
 
 /// A run judged at an instant, with what it was judged by.
 #[derive(Clone, Debug)]
@@ -114,6 +119,9 @@ pub struct Sample {
     pub of: u64,
 }
 
+/// Is told how far a long piece of work is: how much is done, and of how much.
+pub type Progress<'a> = dyn Fn(u64, u64) + Send + Sync + 'a;
+
 /// What takes the lines of an export, one at a time.
 pub type LineSink<'a> = dyn FnMut(&str) -> std::io::Result<()> + Send + 'a;
 
@@ -168,7 +176,16 @@ pub trait Store: Send + Sync {
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError>;
 
     /// Compares the projection with the fold of the truth and looks for every kind of damage.
-    async fn verify(&self) -> Result<VerifyReport, StoreError>;
+    async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError>;
+
+    /// Makes the projection anew from the log, beside the old one, and swaps them. Others may go on writing meanwhile.
+    async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError>;
+
+    /// Copies the store, as it is at one instant, into a new file. Others may go on writing meanwhile.
+    async fn backup(&self, file: &Path) -> Result<(), StoreError>;
+
+    /// Looks at what the store stands on, and says what to do about what is not well.
+    async fn doctor(&self) -> Result<Vec<Check>, StoreError>;
 
     /// Finishes what is under way and closes the store.
     async fn close(&self);

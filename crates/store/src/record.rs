@@ -97,19 +97,28 @@ impl Stored {
 pub fn fold<'a>(stream: impl IntoIterator<Item = &'a Stored>) -> Result<Option<Run>, EvolveError> {
     let mut run: Option<Run> = None;
     for stored in stream {
-        match (&mut run, stored) {
-            (None, Stored::Known(recorded)) => run = Some(Run::begin(recorded)?),
-            (None, Stored::Unknown(_)) => return Err(EvolveError::NotCreated("unknown")),
-            (Some(run), Stored::Known(recorded)) => run.evolve(recorded)?,
-            (Some(run), Stored::Unknown(unknown)) => {
-                if unknown.version != run.version + 1 {
-                    return Err(EvolveError::Version { last: run.version, found: unknown.version });
-                }
-                run.quarantine(unknown.version, unknown.recorded_at, unknown.why.clone());
-            }
-        }
+        take_in(&mut run, stored)?;
     }
     Ok(run)
+}
+
+/// Takes the next fact into a run, or begins it.
+///
+/// # Errors
+/// If it cannot follow; the run is as it was.
+pub fn take_in(run: &mut Option<Run>, stored: &Stored) -> Result<(), EvolveError> {
+    match (run, stored) {
+        (run @ None, Stored::Known(recorded)) => *run = Some(Run::begin(recorded)?),
+        (None, Stored::Unknown(_)) => return Err(EvolveError::NotCreated("unknown")),
+        (Some(run), Stored::Known(recorded)) => run.evolve(recorded)?,
+        (Some(run), Stored::Unknown(unknown)) => {
+            if unknown.version != run.version + 1 {
+                return Err(EvolveError::Version { last: run.version, found: unknown.version });
+            }
+            run.quarantine(unknown.version, unknown.recorded_at, unknown.why.clone());
+        }
+    }
+    Ok(())
 }
 
 /// Writes a fact as the body of its row.

@@ -60,9 +60,14 @@ impl Place {
         Place { folder: tempfile::tempdir().unwrap(), clock: SimulatedClock::at(now.parse().unwrap()) }
     }
 
+    /// Returns the path of a file in the folder.
+    pub fn file(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
     /// Returns the URL of a database in the folder.
     pub fn url(&self, name: &str) -> String {
-        format!("sqlite://{}", self.folder.path().join(name).display())
+        format!("sqlite://{}", self.file(name).display())
     }
 
     /// Opens a database in the folder, made if it is missing.

@@ -1,16 +1,20 @@
 //! The embedded store: one SQLite file, shared by any number of processes of one machine.
 
+mod backup;
+mod doctor;
 mod import;
 mod open;
 mod read;
+mod rebuild;
 mod rows;
 mod transaction;
+mod truth;
 mod verify;
 mod write;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,8 +30,8 @@ use crate::error::{CommandError, ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::record;
 use crate::service::ServiceLog;
-use crate::verify::VerifyReport;
-use crate::{Due, Filter, Judged, LineSink, Outcome, Sample, Store, StreamPage};
+use crate::verify::{RebuildReport, VerifyReport};
+use crate::{Check, Due, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
 
 use self::writer::Job;
 
@@ -64,7 +68,7 @@ impl SqliteStore {
     }
 
     /// Returns the file.
-    pub fn path(&self) -> &std::path::Path {
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
@@ -203,10 +207,24 @@ impl Store for SqliteStore {
         }
     }
 
-    async fn verify(&self) -> Result<VerifyReport, StoreError> {
+    async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         let service = self.service_log_in(&mut snapshot).await?;
-        verify::verify(&mut snapshot, &service, self.clock.now()).await
+        verify::verify(&mut snapshot, &service, self.clock.now(), progress).await
+    }
+
+    async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {
+        rebuild::rebuild(&self.path, self.clock.as_ref(), progress).await
+    }
+
+    async fn backup(&self, file: &Path) -> Result<(), StoreError> {
+        backup::backup(&self.path, file).await
+    }
+
+    async fn doctor(&self) -> Result<Vec<Check>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        let service = self.service_log_in(&mut snapshot).await?;
+        doctor::doctor(&mut snapshot, &self.path, &service, self.clock.now()).await
     }
 
     async fn close(&self) {

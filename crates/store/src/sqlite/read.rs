@@ -79,6 +79,17 @@ pub(super) async fn run_rows(
     rows.iter().map(read_run).collect()
 }
 
+/// Runs with numbers from `from` up to, and without, `to`.
+pub(super) async fn run_rows_between(
+    connection: &mut SqliteConnection,
+    from: i64,
+    to: i64,
+) -> Result<Vec<RunRow>, StoreError> {
+    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number >= ? AND number < ? ORDER BY number");
+    let rows = sqlx::query(AssertSqlSafe(select)).bind(from).bind(to).fetch_all(connection).await?;
+    rows.iter().map(read_run).collect()
+}
+
 /// Runs, newest first, beginning after the run `after`.
 pub(super) async fn list(
     connection: &mut SqliteConnection,

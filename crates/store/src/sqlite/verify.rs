@@ -1,22 +1,26 @@
 //! Comparing the projection with the fold of the truth, from one snapshot.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
+use lastbeat_domain::event::ServiceEvent;
 use lastbeat_domain::{RunId, Timestamp, judge};
-use sqlx::Row;
 use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, Row};
 
-use super::read::{run_rows, whole_stream};
-use super::rows::{RunRow, unsigned};
+use super::read::run_rows_between;
+use super::rows::RunRow;
 use super::transaction::Head;
+use super::truth::{self, PAGE_RUNS, Problem, TrueRun};
+use crate::Progress;
+use crate::digest;
 use crate::error::StoreError;
 use crate::packing;
-use crate::record::{Stored, fold};
+use crate::record::decode_service_event;
 use crate::service::ServiceLog;
 use crate::verify::{Damage, DamageKind, VerifyReport};
 
-/// How many runs are loaded at a time.
-const PAGE_RUNS: i64 = 500;
+/// How many missing rows are named one by one.
+const NAMED_MAX: i64 = 10;
 /// The triggers that keep the log append-only.
 const TRIGGERS: [&str; 9] = [
     "events_no_update",
@@ -30,39 +34,57 @@ const TRIGGERS: [&str; 9] = [
     "segments_no_replace",
 ];
 
-/// The plain heartbeats of the commits: for each run number the versions with their instants.
-type CommittedBeats = HashMap<i64, Vec<(u64, i64)>>;
-
 /// Looks for every kind of damage. The connection holds a snapshot.
 pub(super) async fn verify(
     connection: &mut SqliteConnection,
     service: &ServiceLog,
     now: Timestamp,
+    progress: &Progress<'_>,
 ) -> Result<VerifyReport, StoreError> {
     let mut report = VerifyReport::default();
     check_triggers(connection, &mut report).await?;
     let head = Head::read(connection).await?;
-    let mut beats = committed_beats(connection, &head, &mut report).await?;
-    check_head(connection, &head, &mut report).await?;
+    check_log(connection, &head, &mut report).await?;
     let now = now.max(head.latest_at);
-    let mut after = 0;
-    loop {
-        let rows = run_rows(connection, after, PAGE_RUNS).await?;
-        let Some(last) = rows.last() else { break };
-        after = last.number;
-        for row in rows {
-            report.runs += 1;
-            let committed = beats.remove(&row.number).unwrap_or_default();
-            check_run(connection, &row, &committed, &mut report).await?;
-            check_due(connection, &row, service, now, &mut report).await?;
+    let rearming = rearming_lanes(connection).await?;
+    let spans = truth::spans(connection).await?;
+    let all = spans.last().map_or(0, |(_, end)| end.unsigned_abs());
+    for (span, (first, end)) in spans.into_iter().enumerate() {
+        let mut problems = Vec::new();
+        let wanted = |run| (first..end).contains(&run);
+        let (mut committed, _) = truth::committed(connection, 0, wanted, &mut problems).await?;
+        if span == 0 {
+            say_all(&mut report, None, problems);
+        }
+        let mut from = first;
+        while from < end {
+            let to = (from + PAGE_RUNS).min(end);
+            let runs = truth::page(connection, from, to, &mut committed).await?;
+            let mut rows: BTreeMap<i64, RunRow> =
+                run_rows_between(connection, from, to).await?.into_iter().map(|row| (row.number, row)).collect();
+            for run in &runs {
+                let row = rows.remove(&run.number);
+                check_run(run, row.as_ref(), &mut report);
+                if let Some(row) = row.filter(|row| !rearming.iter().any(|lane| lane == row.run.lane.as_str())) {
+                    check_due(connection, &row, service, now, &mut report).await?;
+                }
+            }
+            for row in rows.values() {
+                say(&mut report, DamageKind::Hole, Some(row.run.id), "it is in the projection and has no facts");
+            }
+            progress(to.unsigned_abs(), all);
+            from = to;
         }
     }
-    check_orphans(connection, &beats, &mut report).await?;
     Ok(report)
 }
 
 fn say(report: &mut VerifyReport, kind: DamageKind, run: Option<RunId>, message: impl Into<String>) {
     report.damage.push(Damage { kind, run, message: message.into() });
+}
+
+fn say_all(report: &mut VerifyReport, run: Option<RunId>, problems: Vec<Problem>) {
+    problems.into_iter().for_each(|(kind, message)| say(report, kind, run, message));
 }
 
 async fn check_triggers(connection: &mut SqliteConnection, report: &mut VerifyReport) -> Result<(), StoreError> {
@@ -76,102 +98,115 @@ async fn check_triggers(connection: &mut SqliteConnection, report: &mut VerifyRe
     Ok(())
 }
 
-async fn committed_beats(
-    connection: &mut SqliteConnection,
-    head: &Head,
-    report: &mut VerifyReport,
-) -> Result<CommittedBeats, StoreError> {
-    let mut beats = CommittedBeats::new();
-    let rows = sqlx::query("SELECT position, recorded_at, count, data FROM beats ORDER BY position")
-        .fetch_all(connection)
-        .await?;
-    for row in rows {
-        let (position, at): (i64, i64) = (row.try_get("position")?, row.try_get("recorded_at")?);
-        let count = usize::try_from(row.try_get::<i64, _>("count")?).unwrap_or(usize::MAX);
-        let data: Vec<u8> = row.try_get("data")?;
-        match packing::unpack_beats(count, &data) {
-            Ok(packed) => {
-                for (run, version) in packed {
-                    beats.entry(run).or_default().push((version, at));
-                }
-            }
-            Err(error) => say(report, DamageKind::Beats, None, format!("beats row {position}: {error}")),
-        }
-        if position > head.beat_position || at > head.latest_at.as_micros() {
-            say(report, DamageKind::Head, None, format!("beats row {position} lies after the end of the log"));
-        }
-    }
-    Ok(beats)
-}
-
-async fn check_head(
+/// Checks that no row of the log is missing, that none lies after its end, and the rows of the service.
+async fn check_log(
     connection: &mut SqliteConnection,
     head: &Head,
     report: &mut VerifyReport,
 ) -> Result<(), StoreError> {
-    let row = sqlx::query("SELECT max(position) AS position, max(recorded_at) AS latest, max(run) AS run FROM events")
-        .fetch_one(connection)
-        .await?;
-    let exceeds = |column: &str, end: i64| -> Result<bool, StoreError> {
-        Ok(row.try_get::<Option<i64>, _>(column)?.is_some_and(|found| found > end))
-    };
-    if exceeds("position", head.position)?
-        || exceeds("latest", head.latest_at.as_micros())?
-        || exceeds("run", head.run)?
-    {
-        say(report, DamageKind::Head, None, "events lie after the end of the log");
+    let service = sqlx::query(
+        "SELECT position, recorded_at, type, schema, body, digest FROM events WHERE run IS NULL ORDER BY position",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let mut compacted = 0;
+    for row in &service {
+        let (position, at, schema): (i64, i64, i64) =
+            (row.try_get("position")?, row.try_get("recorded_at")?, row.try_get("schema")?);
+        let (type_name, body): (String, String) = (row.try_get("type")?, row.try_get("body")?);
+        let digest = digest::of_event(position, None, None, at, &type_name, schema, None, &body);
+        if truth::differs(row, digest)? {
+            let message = format!("the service event at position {position} was changed after it was written");
+            say(report, DamageKind::Changed, None, message);
+        }
+        let event = decode_service_event(Timestamp::from_micros(at), schema, &body).map(|recorded| recorded.event);
+        if let Some(ServiceEvent::BeatsCompacted { through, .. }) = event {
+            compacted = compacted.max(i64::try_from(through).unwrap_or(i64::MAX));
+        }
+    }
+    check_table(connection, "events", 0, head.position, head.latest_at, report).await?;
+    check_table(connection, "beats", compacted, head.beat_position, head.latest_at, report).await?;
+    let last_run: Option<i64> = sqlx::query_scalar("SELECT max(run) FROM events").fetch_one(connection).await?;
+    if last_run.is_some_and(|run| run > head.run) {
+        say(report, DamageKind::Head, None, "runs lie after the last number that was given out");
     }
     Ok(())
 }
 
-async fn check_run(
+/// Checks that positions go from `after` to `end` without a hole.
+async fn check_table(
     connection: &mut SqliteConnection,
-    row: &RunRow,
-    committed: &[(u64, i64)],
+    table: &str,
+    after: i64,
+    end: i64,
+    latest_at: Timestamp,
     report: &mut VerifyReport,
 ) -> Result<(), StoreError> {
-    let id = Some(row.run.id);
-    let stream = match whole_stream(connection, row).await {
-        Ok(stream) => stream,
-        Err(StoreError::Corrupt(why)) => {
-            say(report, DamageKind::Stream, id, why);
-            return Ok(());
-        }
-        Err(error) => return Err(error),
-    };
-    report.events += stream.len() as u64;
-    match fold(&stream) {
-        Err(error) => say(report, DamageKind::Stream, id, error.to_string()),
-        Ok(None) => say(report, DamageKind::Stream, id, "the run has no facts"),
-        Ok(Some(folded)) if folded != row.run => {
-            let message = format!("the projection (version {}) is not the fold of the stream", row.run.version);
-            say(report, DamageKind::Projection, id, message);
-        }
-        Ok(Some(_)) => {}
+    let select = format!("SELECT count(*) AS rows, max(position) AS last, max(recorded_at) AS latest FROM {table}");
+    let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *connection).await?;
+    let (rows, last): (i64, Option<i64>) = (row.try_get("rows")?, row.try_get("last")?);
+    let latest: Option<i64> = row.try_get("latest")?;
+    if last.is_some_and(|last| last > end) || latest.is_some_and(|latest| latest > latest_at.as_micros()) {
+        say(report, DamageKind::Head, None, format!("rows of {table} lie after the end of the log"));
     }
-    let at: HashMap<u64, Timestamp> = stream.iter().map(|fact: &Stored| (fact.version(), fact.recorded_at())).collect();
-    for (version, micros) in committed {
-        if at.get(version).map(|at| at.as_micros()) != Some(*micros) {
-            say(
-                report,
-                DamageKind::Beats,
-                id,
-                format!("version {version} was committed as a heartbeat and is not in the stream"),
-            );
-        }
+    if rows >= end - after {
+        return Ok(());
     }
-    let tail = packing::unpack_tail(&row.tail).unwrap_or_default();
-    for beat in tail {
-        if !committed.contains(&(beat.version, beat.at)) {
-            say(
-                report,
-                DamageKind::Beats,
-                id,
-                format!("version {} is in the tail and was never committed", beat.version),
-            );
-        }
+    let select = format!(
+        "SELECT here.position + 1 AS first, \
+         coalesce((SELECT min(position) FROM {table} WHERE position > here.position), ?2 + 1) - 1 AS last \
+         FROM (SELECT position FROM {table} UNION SELECT ?1) AS here \
+         WHERE here.position >= ?1 AND here.position < ?2 \
+         AND NOT EXISTS (SELECT 1 FROM {table} WHERE position = here.position + 1) ORDER BY 1 LIMIT ?3"
+    );
+    let query = sqlx::query(AssertSqlSafe(select)).bind(after).bind(end).bind(NAMED_MAX);
+    for hole in query.fetch_all(connection).await? {
+        let (first, last): (i64, i64) = (hole.try_get("first")?, hole.try_get("last")?);
+        let which = if first == last { format!("row {first}") } else { format!("rows {first} to {last}") };
+        say(report, DamageKind::Hole, None, format!("{which} of {table} are missing from the log"));
     }
     Ok(())
+}
+
+async fn rearming_lanes(connection: &mut SqliteConnection) -> Result<Vec<String>, StoreError> {
+    Ok(sqlx::query_scalar("SELECT lane FROM lanes WHERE rearm_after IS NOT NULL").fetch_all(connection).await?)
+}
+
+fn check_run(run: &TrueRun, row: Option<&RunRow>, report: &mut VerifyReport) {
+    report.runs += 1;
+    report.events += run.stream.len() as u64;
+    say_all(report, run.id, run.problems.clone());
+    let folded = match run.fold() {
+        Ok(folded) => folded,
+        Err((kind, message)) => return say(report, kind, run.id, message),
+    };
+    report.quarantined += u64::from(folded.quarantined.is_some());
+    let Some(row) = row else {
+        return say(report, DamageKind::Projection, run.id, "it has facts and is missing from the projection");
+    };
+    if folded != row.run {
+        let versions = if row.run.version == folded.version {
+            format!("both at version {}", folded.version)
+        } else {
+            format!("at version {}, its stream at {}", row.run.version, folded.version)
+        };
+        say(
+            report,
+            DamageKind::Projection,
+            run.id,
+            format!("its projection is not the fold of its stream ({versions})"),
+        );
+    }
+    match packing::unpack_tail(&row.tail) {
+        Ok(tail) if tail == run.tail => {}
+        Ok(tail) => {
+            let (has, should) = (tail.len(), run.tail.len());
+            let message =
+                format!("its tail ({has} heartbeats) is not what was committed since its last segment ({should})");
+            say(report, DamageKind::Tail, run.id, message);
+        }
+        Err(error) => say(report, DamageKind::Tail, run.id, format!("its tail: {error}")),
+    }
 }
 
 async fn check_due(
@@ -190,13 +225,6 @@ async fn check_due(
         .bind(row.number)
         .fetch_optional(&mut *connection)
         .await?;
-    let rearming: Option<i64> = sqlx::query_scalar("SELECT rearm_after FROM lanes WHERE lane = ?")
-        .bind(row.run.lane.as_str())
-        .fetch_one(connection)
-        .await?;
-    if rearming.is_some() {
-        return Ok(());
-    }
     match found {
         None => say(report, DamageKind::Due, Some(row.run.id), "it is open, and no sweeper will look at it"),
         Some(due) => {
@@ -205,37 +233,6 @@ async fn check_due(
                 say(report, DamageKind::Due, Some(row.run.id), format!("no sweeper will look at it by {check_at}"));
             }
         }
-    }
-    Ok(())
-}
-
-async fn check_orphans(
-    connection: &mut SqliteConnection,
-    beats: &CommittedBeats,
-    report: &mut VerifyReport,
-) -> Result<(), StoreError> {
-    for number in beats.keys() {
-        say(
-            report,
-            DamageKind::Beats,
-            None,
-            format!("heartbeats were committed of run number {number}, which is not there"),
-        );
-    }
-    let orphans: Vec<i64> = sqlx::query_scalar(
-        "SELECT DISTINCT run FROM events WHERE run IS NOT NULL AND run NOT IN (SELECT number FROM runs) \
-         UNION SELECT DISTINCT run FROM segments WHERE run NOT IN (SELECT number FROM runs)",
-    )
-    .fetch_all(connection)
-    .await?;
-    for number in orphans {
-        let number = unsigned(number)?;
-        say(
-            report,
-            DamageKind::Projection,
-            None,
-            format!("run number {number} has facts and is missing from the projection"),
-        );
     }
     Ok(())
 }
