@@ -106,3 +106,64 @@ fn a_cancelled_exec_ends_its_command() {
     until("the command and its child are gone", || pids.iter().all(|pid| test_kill_process(*pid).is_err()));
     assert_eq!(only_run(&place)["status"], "cancelled");
 }
+
+#[test]
+fn a_unique_key_runs_one_command_at_a_time_and_a_dead_one_is_taken_over() {
+    let place = Place::default();
+    policy(&place);
+    let retries = ["--max-attempts", "2", "--retry-backoff-base", "300ms"];
+    place.json(&[&["lane", "set", "nightly"], &retries[..]].concat());
+    let keyed = |script: &str| {
+        let mut exec = place.lastbeat(&["exec", "--lane", "nightly", "--unique-key", "k", "--", "sh", "-c", script]);
+        exec.stdin(Stdio::null());
+        exec
+    };
+    let mut first = keyed("sleep 600").stderr(Stdio::null()).spawn().unwrap();
+    until("the first was heard of", || place.json(&["run", "list"])["runs"][0]["beats"].as_u64() >= Some(2));
+    let run = only_run(&place)["run"].as_str().unwrap().to_owned();
+    let second = keyed("echo ran").output().unwrap();
+    let said = String::from_utf8(second.stderr).unwrap();
+    assert_eq!((second.status.code(), second.stdout.len()), (Some(1), 0));
+    assert!(said.contains(&run) && said.contains("is running"), "{said}");
+
+    kill_process(pid(&first), Signal::KILL).unwrap();
+    first.wait().unwrap();
+    until("it has lapsed", || only_run(&place)["verdict"] == "lapsed");
+    // No sweeper: the next one reaps it, waits out the backoff, and is its second attempt.
+    let third = keyed("echo $LASTBEAT_RUN $LASTBEAT_ATTEMPT").output().unwrap();
+    assert_eq!(String::from_utf8(third.stdout).unwrap(), format!("{run} 2\n"));
+    let events = place.json(&["history", &run])["events"].clone();
+    let types: Vec<&str> = events.as_array().unwrap().iter().map(|event| event["type"].as_str().unwrap()).collect();
+    let ending = ["timed_out", "requeued", "claimed", "heartbeat", "completed"];
+    assert!(types.ends_with(&ending), "{types:?}");
+    // Ended for good, it leaves the key to a new run.
+    assert_eq!(keyed("exit 0").status().unwrap().code(), Some(0));
+    assert_eq!(place.json(&["run", "list"])["runs"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn a_waiting_run_with_the_key_is_claimed() {
+    let place = Place::default();
+    let made = place.json(&["run", "create", "--lane", "nightly", "--unique-key", "k", "--input", "{\"n\":1}"]);
+    let output = place.run(&["exec", "--lane", "nightly", "--unique-key", "k", "--", "sh", "-c", "echo $LASTBEAT_RUN"]);
+    assert_eq!(String::from_utf8(output.stdout).unwrap().trim(), made["run"].as_str().unwrap());
+    assert_eq!(only_run(&place)["status"], "completed");
+    let later = place.json(
+        &[&["run", "create", "--lane", "nightly", "--unique-key", "k"][..], &["--not-before", "2099-01-01T00:00:00Z"]]
+            .concat(),
+    );
+    let refused = place.run(&["-o", "json", "exec", "--lane", "nightly", "--unique-key", "k", "--", "true"]);
+    let said = String::from_utf8(refused.stderr).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(said.contains("unique_key_open") && said.contains(later["run"].as_str().unwrap()), "{said}");
+}
+
+#[test]
+fn bytes_go_through_untouched_in_both_directions() {
+    let place = Place::default();
+    let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+    std::fs::write(place.file("in"), &bytes).unwrap();
+    let mut exec = place.lastbeat(&["exec", "--lane", "nightly", "--", "sh", "-c", "tee /dev/stderr"]);
+    let output = exec.stdin(std::fs::File::open(place.file("in")).unwrap()).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout == bytes, output.stderr == bytes), (Some(0), true, true));
+}

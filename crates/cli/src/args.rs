@@ -105,6 +105,10 @@ pub(crate) struct Exec {
     /// The goal that the run serves.
     #[arg(long)]
     pub(crate) goal: Option<Name>,
+    /// At most one run with this key is open at a time. If one is: when it has lapsed, it is reaped first; when it
+    /// waits, it is claimed as its next attempt; when it is in flight, the command is not run.
+    #[arg(long, value_name = "KEY")]
+    pub(crate) unique_key: Option<Name>,
     /// Who does the work; the host's name if not given.
     #[arg(long, env = "LASTBEAT_EXECUTOR")]
     pub(crate) executor: Option<Name>,

@@ -11,7 +11,7 @@ use std::process::{ExitCode, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lastbeat_domain::decide::{Command, Report, RunSpec};
+use lastbeat_domain::decide::{Command, Report};
 use lastbeat_domain::{Name, RefusalCode, Span};
 use lastbeat_store::{Answer, CommandError, Store};
 use rustix::process::{Pid, Signal, getppid, kill_process_group, set_parent_process_death_signal};
@@ -19,9 +19,8 @@ use tokio::process::Child;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use crate::args;
 use crate::failure::Failure;
-use crate::run::{claimant, execute, new_run_id};
+use crate::{args, obtain};
 
 /// What `exec` exits with when its run was taken from it.
 const EXIT_FENCED: u8 = 75;
@@ -46,14 +45,16 @@ pub(crate) async fn exec(store: Arc<dyn Store>, arguments: args::Exec) -> Result
     };
     // Signals are caught before the command exists, so that none is lost in between.
     let mut signals = Signals::catch()?;
-    let claimant = claimant(executor.clone(), None);
-    let spec = RunSpec { goal: arguments.goal, ..RunSpec::of_lane(arguments.lane.clone()) };
-    let run = new_run_id();
-    let report = Report { run, attempt: 1, claim: Some(claimant.claim.clone()), executor: Some(executor) };
-    let create = Command::Create { run, spec: Box::new(spec), claim: Some(claimant) };
-    let created = execute(store.as_ref(), create).await?;
-    let interval = created.judged.map_or(Span::from_seconds(30), |judged| judged.policy.terms.heartbeat_interval);
-    beat(store.as_ref(), &report).await.map_err(|stop| Failure::new("fenced", format!("{stop:?}")))?;
+    let request = obtain::Request { lane: arguments.lane, goal: arguments.goal, unique_key: arguments.unique_key };
+    let obtained = tokio::select! {
+        obtained = obtain::obtain(store.as_ref(), &request, &executor) => obtained?,
+        caught = signals.next() => return Ok(ExitCode::from(u8::try_from(128 + caught.as_raw()).unwrap_or(1))),
+    };
+    let obtain::Obtained { report, interval } = obtained;
+    beat(store.as_ref(), &report).await.map_err(|stop| match stop {
+        Stop::Fenced(why) => Failure::new("stale_attempt", why),
+        Stop::Cancelled => Failure::new("cancelled", format!("run {} was asked to be cancelled", report.run)),
+    })?;
 
     let mut child = match spawn(&arguments.command, &report) {
         Ok(child) => child,

@@ -8,6 +8,7 @@ mod hold;
 mod house;
 mod lane;
 mod look;
+mod obtain;
 mod output;
 mod progress;
 mod run;
