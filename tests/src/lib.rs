@@ -2,10 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// Returns the binary, built from the sources as they are.
@@ -80,4 +83,80 @@ impl Place {
         std::fs::write(&file, text).unwrap();
         self.run(&["import", file.to_str().unwrap()])
     }
+}
+
+/// Returns another binary that the tests bring along, built with the first.
+pub fn helper(name: &str) -> PathBuf {
+    binary().with_file_name(name)
+}
+
+/// Waits until a condition holds; a bound on real processes, not a guess at their speed.
+pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        pause(Duration::from_millis(20));
+    }
+}
+
+/// Lets real time pass, for real processes.
+pub fn pause(time: Duration) {
+    let until = Instant::now() + time;
+    while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
+    }
+}
+
+/// A process that does not outlive its test.
+#[derive(Debug)]
+pub struct Started(pub Child);
+
+impl Started {
+    /// Starts a command.
+    pub fn new(command: &mut Command) -> Started {
+        Started(command.spawn().unwrap())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.0), signal).unwrap();
+    }
+
+    /// Ends the process as a service manager would, and returns what it wrote to standard error, if that is a pipe.
+    pub fn terminate(mut self) -> String {
+        self.signal(Signal::TERM);
+        let mut said = String::new();
+        if let Some(mut stderr) = self.0.stderr.take() {
+            stderr.read_to_string(&mut said).unwrap();
+        }
+        assert!(self.0.wait().unwrap().success(), "{said}");
+        said
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Numbers that look random and are the same each time: splitmix64, by Sebastiano Vigna.
+#[derive(Debug)]
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// Returns the next one below `end`.
+    pub fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % end
+    }
+}
+
+/// How long, or how often, a test goes on: more than usual if the environment variable says so.
+pub fn extent(variable: &str, usual: u64) -> u64 {
+    std::env::var(variable).map_or(usual, |text| text.parse().unwrap())
 }

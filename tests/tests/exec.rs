@@ -4,20 +4,10 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
 
-use lastbeat_acceptance::Place;
+use lastbeat_acceptance::{Place, until};
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use serde_json::{Value, json};
-
-/// Waits until a condition holds; a bound on a real process, not a guess at its speed.
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(30), "waited in vain until {what}");
-        std::thread::park_timeout(Duration::from_millis(20));
-    }
-}
 
 fn policy(place: &Place) {
     place.json(&["lane", "set", "nightly", "--heartbeat-interval", "300ms", "--heartbeat-window", "1s"]);

@@ -3,14 +3,15 @@
 //! Standard library only: on a new machine this is the first thing that is built.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 const USAGE: &str = "\
 usage: cargo xtask <task> [arguments for cargo]
 
-  setup   make sure that a C compiler works (SQLite is compiled by it); install one with apt-get if there is none
+  setup   make sure that a C compiler works (SQLite is compiled by it), and that libfaketime is there (tests set a
+          process's clock with it); install with apt-get what is missing
   test    setup, build the binaries, then run all tests, those in the documentation too
   doc     build the API documentation; a warning is an error
 ";
@@ -52,7 +53,41 @@ fn setup() -> Result<(), Failure> {
     let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
     eprintln!("xtask: found {}", version_of("rustc"));
     eprintln!("xtask: found {}, which compiles the SQLite that is built in", version_of(&compiler));
-    Ok(())
+    libfaketime()
+}
+
+/// Where distributions put the library with which the tests show a process another clock.
+const LIBFAKETIME: [&str; 3] = [
+    "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
+    "/usr/lib/faketime/libfaketimeMT.so.1",
+];
+
+fn libfaketime() -> Result<(), Failure> {
+    let find = || LIBFAKETIME.iter().find(|path| Path::new(path).exists());
+    if find().is_none() {
+        eprintln!("xtask: libfaketime was not found: installing it with apt-get");
+        apt_get(&["update", "--quiet"])?;
+        apt_get(&["install", "--yes", "--quiet", "--no-install-recommends", "libfaketime"])?;
+    }
+    match find() {
+        Some(path) => {
+            eprintln!("xtask: found {path}");
+            Ok(())
+        }
+        None => {
+            let message = format!("libfaketime is in none of {}", LIBFAKETIME.join(", "));
+            Err(Failure { message, code: 1 })
+        }
+    }
+}
+
+/// Runs `apt-get`, with sudo for others than root.
+fn apt_get(arguments: &[&str]) -> Result<(), Failure> {
+    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
+    let mut command = Command::new(if root { "env" } else { "sudo" });
+    command.args(if root { &[][..] } else { &["env"] }).arg("DEBIAN_FRONTEND=noninteractive").arg("apt-get");
+    run("apt-get", command.args(arguments))
 }
 
 /// Runs all tests of the workspace; `extra` goes to `cargo test`.
