@@ -7,6 +7,7 @@ use std::path::Path;
 use lastbeat_domain::Name;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::event::{DeafCause, ReleaseCause};
+use lastbeat_store::generate::{self, Workload};
 use lastbeat_store::{Health, Store, check_import};
 use lastbeat_sweeper::{Held, SweepReport, Sweeper, dry_run, sweep_until};
 use serde_json::json;
@@ -117,6 +118,33 @@ pub(crate) async fn import(store: &dyn Store, path: &Path, form: Output) -> Resu
         "imported {} runs with {} events, and {} service events",
         report.runs, report.events, report.service_events
     ))
+}
+
+pub(crate) async fn generate(store: &dyn Store, arguments: args::Generate, form: Output) -> Result<(), Failure> {
+    let now = store.now().await?;
+    let until = arguments.until.unwrap_or(now);
+    if until > now {
+        let message = format!("--until {until} lies in the future (it is {now}); nothing was recorded then");
+        return Err(Failure::new("invalid", message));
+    }
+    let args::Generate { runs, events, seed, lane, until: _ } = arguments;
+    let policy = store.service_log().await?.policy(&lane, now);
+    let workload = Workload { runs, events, seed, lane, policy, until };
+    let progress = Progress::of("generating", "events");
+    let generated = generate::checked(&workload, &|done, all| progress.at(done, all));
+    drop(progress);
+    let generated = generated.map_err(|error| Failure::new("invalid", error.to_string()))?;
+    let report = store.import(generated).await?;
+    match form {
+        Output::Table => output::line(&format!(
+            "generated {} runs with {} events in lane {}, the last of them at {until}",
+            report.runs, report.events, workload.lane
+        )),
+        Output::Json | Output::Jsonl => {
+            let (runs, events, lane) = (report.runs, report.events, workload.lane);
+            output::json_line(&json!({"runs": runs, "events": events, "lane": lane, "seed": seed, "until": until}))
+        }
+    }
 }
 
 pub(crate) async fn export(store: &dyn Store) -> Result<(), Failure> {

@@ -85,7 +85,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
 fn writes(command: &Command) -> bool {
     match command {
         Command::Exec(_) | Command::Sweep(args::Sweep { dry_run: false, .. }) => true,
-        Command::Import { .. } | Command::Migrate | Command::Lane(args::Lane::Set(_)) => true,
+        Command::Import { .. } | Command::Generate(_) | Command::Migrate | Command::Lane(args::Lane::Set(_)) => true,
         Command::Run(run) => matches!(run, args::Run::Create(_) | args::Run::Claim(_)),
         _ => false,
     }
@@ -102,6 +102,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
         Command::Export => house::export(store.as_ref()).await?,
+        Command::Generate(arguments) => house::generate(store.as_ref(), arguments, output).await?,
         Command::Replay(arguments) => look::replay(store.as_ref(), &arguments, output).await?,
         Command::Verify => house::verify(store.as_ref(), output).await?,
         Command::Rebuild => house::rebuild(store.as_ref(), output).await?,

@@ -70,6 +70,19 @@ pub fn check(file: impl BufRead, now: Timestamp) -> Result<CheckedImport, Import
     checker.finish()
 }
 
+/// Checks facts that were never text, as [`check`] checks a file; the number of a fact stands for that of its line.
+///
+/// # Errors
+/// Names the first fact that cannot be imported and what is wrong with it.
+pub(crate) fn check_facts(facts: impl Iterator<Item = Recorded>, now: Timestamp) -> Result<CheckedImport, ImportError> {
+    let mut checker = Checker { now, ..Checker::default() };
+    for (recorded, line) in facts.zip(1..) {
+        let index = checker.indexes.get(&recorded.run).copied();
+        checker.run_fact(line, index, recorded)?;
+    }
+    checker.finish()
+}
+
 #[derive(Debug)]
 struct Checker {
     now: Timestamp,
@@ -91,19 +104,24 @@ impl Checker {
         let parsed = Line::parse(text).map_err(|error| ImportError::bad_line(line, error))?;
         match parsed {
             Line::Run { run, version, recorded_at, event } => {
-                self.check_stamp(line, recorded_at)?;
                 let index = self.indexes.get(&run).copied();
                 let expected = index.map_or(0, |index| self.import.runs[index].run.version) + 1;
                 let recorded = Recorded { run, version: version.unwrap_or(expected), recorded_at, event };
-                match index {
-                    Some(index) => self.go_on(line, index, recorded),
-                    None => self.begin(line, recorded),
-                }
+                self.run_fact(line, index, recorded)
             }
             Line::Service(recorded) => {
                 self.check_stamp(line, recorded.recorded_at)?;
                 self.service(line, recorded)
             }
+        }
+    }
+
+    /// Takes a fact of the run with that index, or of a run that is new.
+    fn run_fact(&mut self, line: u64, index: Option<usize>, recorded: Recorded) -> Result<(), ImportError> {
+        self.check_stamp(line, recorded.recorded_at)?;
+        match index {
+            Some(index) => self.go_on(line, index, recorded),
+            None => self.begin(line, recorded),
         }
     }
 

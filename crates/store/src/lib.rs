@@ -10,6 +10,7 @@ mod clock;
 mod digest;
 mod doctor;
 mod error;
+pub mod generate;
 mod import;
 mod packing;
 mod record;
