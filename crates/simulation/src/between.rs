@@ -20,6 +20,8 @@ pub(crate) struct Process {
     pub(crate) store: Arc<Between>,
     /// Whether the clock was set forward and this process has not recorded it.
     pub(crate) stepped: bool,
+    /// How long after the start it last beaconed.
+    pub(crate) beaconed_at: Span,
 }
 
 /// Something that happens in the middle of a pass.

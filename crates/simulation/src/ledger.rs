@@ -228,10 +228,10 @@ impl Ledger {
     /// After a pass that began at `at`: nobody is in flight who was over the window then. Lanes in `held` may be put
     /// off.
     ///
-    /// So a dead run is reaped within its window, in listening time, and the time until the next pass: the interval of
-    /// the sweeper, five seconds here, or the instant at which the run lapses and a millisecond, for which the sweeper
-    /// wakes. No promise of a beacon comes into it, since the beacon that ends a gap is part of the pass; the time
-    /// until a crashed sweeper is replaced is no listening time.
+    /// So a dead run is reaped within its window, in listening time, and the time until the next pass. The
+    /// sweeper wakes a millisecond after the run lapses, and if it doesn't, the interval later (five seconds; ten on
+    /// the busy hosts here). No promise of a beacon comes into it, since the beacon that ends a gap is part of the
+    /// pass; the time until a crashed sweeper is replaced is no listening time.
     pub(crate) fn check_pass(&self, at: Timestamp, held: &BTreeSet<Name>) -> Result<(), Broken> {
         for (run, holder, rule) in self.over(at) {
             let lane = self.lane(run);

@@ -13,7 +13,7 @@ use lastbeat_domain::{Span, Terms};
 use crate::random::Random;
 
 /// How long the environment leaves everybody in peace after a fault: longer than an executor on time is silent.
-const CALM: u64 = 35;
+const CALM: u64 = 45;
 
 /// A kind of work and its executors.
 #[derive(Clone, Debug)]
@@ -111,12 +111,12 @@ pub(crate) struct Schedule {
 impl Schedule {
     /// Makes the schedule of a seed.
     pub(crate) fn new(random: &mut Random) -> Schedule {
-        let long = random.chance(5);
-        let lasting = if long { random.seconds(600, 1_200) } else { random.seconds(300, 420) };
+        let long = random.chance(3);
+        let lasting = if long { random.seconds(600, 1_200) } else { random.seconds(300, 360) };
         let lanes: Vec<LanePlan> =
             (0..random.pick(&[1, 1, 2])).map(|_| LanePlan { terms: first_terms(random) }).collect();
-        let executors = (0..random.between(3, 8)).map(|_| executor(random, lanes.len())).collect::<Vec<_>>();
-        let sweepers = random.pick(&[1, 1, 1, 2, 2, 3]);
+        let executors = (0..random.pick(&[3, 3, 4, 4, 5, 6, 8])).map(|_| executor(random, lanes.len())).collect::<Vec<_>>();
+        let sweepers = random.pick(&[1, 1, 1, 1, 2, 3]);
         let mut faults = Vec::new();
         weather(random, lasting, &mut faults);
         for _ in 0..lasting.as_micros() / 20_000_000 {
@@ -128,12 +128,12 @@ impl Schedule {
 }
 
 fn first_terms(random: &mut Random) -> Terms {
-    let interval = random.pick(&[10, 12, 15]);
+    let interval = random.pick(&[10, 15, 20]);
     let held = random.chance(25);
     Terms {
         heartbeat_interval: Span::from_seconds(interval),
-        heartbeat_window: Span::from_seconds(interval * random.between(4, 5)),
-        coarse_ttl: Span::from_seconds(random.pick(&[90, 120, 200])),
+        heartbeat_window: Span::from_seconds(interval * random.pick(&[4, 4, 5])),
+        coarse_ttl: Span::from_seconds(random.pick(&[90, 130, 200])),
         max_attempts: u32::try_from(random.between(1, 3)).unwrap(),
         retry_backoff_base: random.seconds(1, 6),
         late_completion: random.pick(&[LateCompletion::Adopt, LateCompletion::Adopt, LateCompletion::Refuse]),
@@ -147,7 +147,7 @@ fn first_terms(random: &mut Random) -> Terms {
 /// Changes a policy. Its windows stay at least four intervals long, and the interval as the executors know it.
 pub(crate) fn other_terms(random: &mut Random, terms: &Terms) -> Terms {
     Terms {
-        heartbeat_window: terms.heartbeat_interval.times(random.between(4, 6)),
+        heartbeat_window: terms.heartbeat_interval.times(random.between(4, 5)),
         coarse_ttl: Span::from_seconds(random.pick(&[80, 120, 200])),
         mode: if random.chance(25) { Mode::Shadow } else { Mode::Enforce },
         max_attempts: u32::try_from(random.between(1, 3)).unwrap(),
@@ -232,9 +232,9 @@ fn mishap(random: &mut Random, executors: usize, lanes: usize, sweepers: usize) 
         0..=19 => Fault::Crash { executor, back_after: random.seconds(1, 90) },
         20..=29 => Fault::Pause { executor, lasting: random.seconds(1, 40) },
         30..=44 => Fault::Pause { executor, lasting: random.seconds(40, 160) },
-        45..=52 => Fault::SweeperCrash { sweeper, back_after: random.seconds(1, 60) },
-        53..=60 => Fault::SweeperStop { sweeper, back_after: random.seconds(1, 60) },
-        61..=67 => Fault::Policy { lane },
+        45..=50 => Fault::SweeperCrash { sweeper, back_after: random.seconds(1, 60) },
+        51..=56 => Fault::SweeperStop { sweeper, back_after: random.seconds(1, 60) },
+        57..=67 => Fault::Policy { lane },
         68..=73 => Fault::Cancel,
         74..=81 => Fault::Requeue,
         82..=85 => Fault::ReapByHand,

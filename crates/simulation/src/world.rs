@@ -21,8 +21,6 @@ use crate::tally::Tally;
 
 /// When the schedules begin.
 const START: &str = "2026-05-04T06:00:00Z";
-/// How often a sweeper passes at the least.
-const SWEEP_INTERVAL: Span = Span::from_seconds(5);
 
 /// Something that happens at an instant.
 enum Happening {
@@ -342,11 +340,10 @@ impl World {
         let claimant =
             Claimant { executor: self.executors[executor].name.clone(), device: None, claim: claim.parse().unwrap() };
         let take = Command::Claim { lanes: vec![lane.clone()], claimant: claimant.clone() };
-        let mut seen = self.say(take).await?;
-        if matches!(seen.said, Said::Refused { .. }) {
-            let (run, spec) = (run_id(u128::from(self.fresh())), Box::new(RunSpec::of_lane(lane)));
-            seen = self.say(Command::Create { run, spec, claim: Some(claimant.clone()) }).await?;
-        }
+        let (run, spec) = (run_id(u128::from(self.fresh())), Box::new(RunSpec::of_lane(lane)));
+        let create = Command::Create { run, spec, claim: Some(claimant.clone()) };
+        let command = if self.random.chance(60) { take } else { create };
+        let seen = self.say(command).await?;
         let Said::Done { run: Some(run), .. } = seen.said else { return Ok(()) };
         let plan = self.executors[executor].plan;
         let takes = if plan.beats { self.random.seconds(20, 320) } else { self.random.seconds(5, 220) };
@@ -397,7 +394,7 @@ impl World {
         let clock = Arc::<SimulatedClock>::clone(&self.clock);
         let store = Arc::new(Between::new(inner, Arc::clone(&self.desk), Arc::clone(&clock)));
         let name = name(&format!("sweeper-{}", self.fresh()));
-        let process = Process { sweeper: Sweeper::new(name, clock), store, stepped: false };
+        let process = Process { sweeper: Sweeper::new(name, clock), store, stepped: false, beaconed_at: Span::ZERO };
         self.sweepers[sweeper].process = Some(Box::new(process));
         let generation = self.sweepers[sweeper].generation;
         self.sweep(sweeper, generation).await
@@ -446,7 +443,9 @@ impl World {
         }
         let beaconed = all_seen.iter().any(|seen| matches!(seen.parcel.command, Command::Beacon { .. }));
         let sees_all = beaconed || !process.stepped;
-        process.stepped &= !beaconed;
+        if beaconed {
+            (process.stepped, process.beaconed_at) = (false, self.elapsed());
+        }
         self.sweepers[sweeper].process = Some(process);
         if let Some(micros) = self.waiting_step.take() {
             self.stepped(micros);
@@ -498,17 +497,21 @@ impl World {
         Ok(())
     }
 
-    /// As [`lastbeat_sweeper::sweep_until`] has it, but at times at the very instant at which a run is due.
+    /// As [`lastbeat_sweeper::sweep_until`] has it, but at times at the very instant at which a run is due; and on a
+    /// busy host, which wakes it as late as its promise allows: that is two and a half times its patience.
     async fn until_next_pass(&mut self, sweeper: usize) -> Result<Span, Broken> {
-        let Some(process) = &self.sweepers[sweeper].process else { return Ok(SWEEP_INTERVAL) };
-        let interval = SWEEP_INTERVAL.min(process.sweeper.patience());
+        let Some(process) = &self.sweepers[sweeper].process else { return Ok(Span::from_seconds(1)) };
+        let patience = process.sweeper.patience();
+        let promised = Span::from_micros(patience.as_micros() * 24 / 10);
+        let left = promised.minus(self.elapsed().minus(process.beaconed_at));
         let due = process.store.next_due().await.map_err(|error| Broken::store(error.to_string()))?;
-        let Some(due) = due else { return Ok(interval) };
+        let latest = Span::from_micros(self.random.between(patience.as_micros(), 2 * patience.as_micros())).min(left);
+        let Some(due) = due else { return Ok(latest) };
         let until_due = due.since(self.clock.now());
-        if until_due > Span::ZERO && until_due < interval && self.random.chance(40) {
+        if until_due > Span::ZERO && until_due < latest && self.random.chance(40) {
             return Ok(until_due);
         }
-        Ok(until_due.plus(Span::from_millis(1)).clamp(Span::from_millis(5), interval))
+        Ok(until_due.plus(Span::from_millis(1)).min(latest).max(Span::from_millis(5)))
     }
 
     /// Notes that the clock was set.
@@ -652,7 +655,7 @@ impl World {
             let own = &mut self.executors[executor];
             let (alive, from) = (!own.paused, Some((executor, own.generation)));
             let Some(report) = own.work.as_ref().map(|work| work.report.clone()) else { continue };
-            if alive && self.random.chance(50) {
+            if alive && self.random.chance(70) {
                 self.deliver(Parcel { from, command: Command::Complete { report, output: None } }).await?;
             } else {
                 self.ledger.excuse(&report);
