@@ -16,6 +16,7 @@ use lastbeat_testkit::SimulatedClock;
 
 /// A process that sweeps, and the store as it sees it.
 pub(crate) struct Process {
+    pub(crate) name: Name,
     pub(crate) sweeper: Sweeper,
     pub(crate) store: Arc<Between>,
     /// Whether the clock was set forward and this process has not recorded it.

@@ -111,12 +111,12 @@ pub(crate) struct Schedule {
 impl Schedule {
     /// Makes the schedule of a seed.
     pub(crate) fn new(random: &mut Random) -> Schedule {
-        let long = random.chance(3);
-        let lasting = if long { random.seconds(600, 1_200) } else { random.seconds(300, 360) };
+        let long = random.chance(2);
+        let lasting = if long { random.seconds(600, 1_200) } else { random.seconds(300, 330) };
         let lanes: Vec<LanePlan> =
             (0..random.pick(&[1, 1, 2])).map(|_| LanePlan { terms: first_terms(random) }).collect();
         let executors = (0..random.pick(&[3, 3, 4, 4, 5, 6, 8])).map(|_| executor(random, lanes.len())).collect::<Vec<_>>();
-        let sweepers = random.pick(&[1, 1, 1, 1, 2, 3]);
+        let sweepers = random.pick(&[1, 1, 1, 1, 1, 2, 2, 3]);
         let mut faults = Vec::new();
         weather(random, lasting, &mut faults);
         for _ in 0..lasting.as_micros() / 20_000_000 {

@@ -22,6 +22,9 @@ use crate::tally::Tally;
 /// When the schedules begin.
 const START: &str = "2026-05-04T06:00:00Z";
 
+/// How many passes a schedule takes at the most; hundreds are usual. More is a sweeper that does not come to rest.
+const PASSES_MAX: u64 = 3_000;
+
 /// Something that happens at an instant.
 enum Happening {
     /// An executor does what is next.
@@ -394,7 +397,8 @@ impl World {
         let clock = Arc::<SimulatedClock>::clone(&self.clock);
         let store = Arc::new(Between::new(inner, Arc::clone(&self.desk), Arc::clone(&clock)));
         let name = name(&format!("sweeper-{}", self.fresh()));
-        let process = Process { sweeper: Sweeper::new(name, clock), store, stepped: false, beaconed_at: Span::ZERO };
+        let sweeper_itself = Sweeper::new(name.clone(), clock);
+        let process = Process { name, sweeper: sweeper_itself, store, stepped: false, beaconed_at: Span::ZERO };
         self.sweepers[sweeper].process = Some(Box::new(process));
         let generation = self.sweepers[sweeper].generation;
         self.sweep(sweeper, generation).await
@@ -424,6 +428,10 @@ impl World {
         let passed = pass(&mut process).await;
         let report = passed.map_err(|error| Broken::store(format!("a pass failed: {error}")))?;
         self.tally.passes += 1;
+        if self.tally.passes > PASSES_MAX {
+            let what = format!("more than {PASSES_MAX} passes in {}", self.elapsed());
+            return Err(Broken { promise: Promise::DeadAreReaped, run: None, what });
+        }
         self.tally.lost_races += report.lost_races;
         let (all_seen, now) = (process.store.seen(), self.log_now());
         for seen in &all_seen {
@@ -441,12 +449,13 @@ impl World {
             stepped_in_pass = false;
             self.late_intrusion(intrusion, rival).await?;
         }
-        let beaconed = all_seen.iter().any(|seen| matches!(seen.parcel.command, Command::Beacon { .. }));
-        let sees_all = beaconed || !process.stepped;
-        if beaconed {
-            (process.stepped, process.beaconed_at) = (false, self.elapsed());
-        }
         self.sweepers[sweeper].process = Some(process);
+        for seen in &all_seen {
+            if let Command::Beacon { process, .. } = &seen.parcel.command {
+                self.note_beacon(process);
+            }
+        }
+        let sees_all = self.sweepers[sweeper].process.as_ref().is_some_and(|process| !process.stepped);
         if let Some(micros) = self.waiting_step.take() {
             self.stepped(micros);
         }
@@ -505,13 +514,24 @@ impl World {
         let promised = Span::from_micros(patience.as_micros() * 24 / 10);
         let left = promised.minus(self.elapsed().minus(process.beaconed_at));
         let due = process.store.next_due().await.map_err(|error| Broken::store(error.to_string()))?;
-        let latest = Span::from_micros(self.random.between(patience.as_micros(), 2 * patience.as_micros())).min(left);
+        let busy = Span::from_micros(self.random.between(patience.as_micros(), 3 * patience.as_micros()));
+        let latest = busy.min(left);
         let Some(due) = due else { return Ok(latest) };
         let until_due = due.since(self.clock.now());
         if until_due > Span::ZERO && until_due < latest && self.random.chance(40) {
             return Ok(until_due);
         }
         Ok(until_due.plus(Span::from_millis(1)).min(latest).max(Span::from_millis(5)))
+    }
+
+    /// Notes that a process beaconed, and so recorded what it noticed.
+    fn note_beacon(&mut self, name: &Name) {
+        let elapsed = self.elapsed();
+        for process in self.sweepers.iter_mut().filter_map(|slot| slot.process.as_mut()) {
+            if process.name == *name {
+                (process.stepped, process.beaconed_at) = (false, elapsed);
+            }
+        }
     }
 
     /// Notes that the clock was set.
