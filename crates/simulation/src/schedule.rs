@@ -112,14 +112,15 @@ impl Schedule {
     /// Makes the schedule of a seed.
     pub(crate) fn new(random: &mut Random) -> Schedule {
         let long = random.chance(2);
-        let lasting = if long { random.seconds(600, 1_200) } else { random.seconds(300, 330) };
+        let lasting = if long { random.seconds(600, 1_200) } else { random.seconds(180, 240) };
         let lanes: Vec<LanePlan> =
             (0..random.pick(&[1, 1, 2])).map(|_| LanePlan { terms: first_terms(random) }).collect();
-        let executors = (0..random.pick(&[3, 3, 4, 4, 5, 6, 8])).map(|_| executor(random, lanes.len())).collect::<Vec<_>>();
-        let sweepers = random.pick(&[1, 1, 1, 1, 1, 2, 2, 3]);
+        let executors =
+            (0..random.pick(&[3, 3, 4, 4, 5, 6, 8])).map(|_| executor(random, lanes.len())).collect::<Vec<_>>();
+        let sweepers = random.pick(&[1, 1, 1, 1, 1, 1, 2, 3]);
         let mut faults = Vec::new();
         weather(random, lasting, &mut faults);
-        for _ in 0..lasting.as_micros() / 20_000_000 {
+        for _ in 0..lasting.as_micros() / 15_000_000 {
             let at = Span::from_micros(random.between(1_000_000, lasting.as_micros()));
             faults.push((at, mishap(random, executors.len(), lanes.len(), sweepers)));
         }
@@ -190,7 +191,7 @@ fn weather(random: &mut Random, lasting: Span, faults: &mut Vec<(Span, Fault)>) 
             }
             _ => Span::ZERO,
         };
-        at = at.plus(takes).plus(random.seconds(CALM, 3 * CALM));
+        at = at.plus(takes).plus(random.seconds(CALM, 2 * CALM));
     }
 }
 
