@@ -48,7 +48,7 @@ pub(crate) struct Parcel {
 #[derive(Clone, Debug)]
 pub(crate) enum Said {
     /// It was done.
-    Done { appended: Vec<Recorded>, service: Vec<ServiceRecorded>, run: Option<Run> },
+    Done { appended: Vec<Recorded>, service: Vec<ServiceRecorded>, run: Option<Box<Run>> },
     /// It was decided against; `left_behind` was recorded all the same, or before.
     Refused { code: RefusalCode, left_behind: Vec<Recorded> },
     /// It could not be decided or written.
@@ -61,7 +61,7 @@ impl Said {
             Ok(answer) => Said::Done {
                 appended: answer.appended.clone(),
                 service: answer.service.clone(),
-                run: answer.judged.as_ref().map(|judged| judged.run.clone()),
+                run: answer.judged.as_ref().map(|judged| Box::new(judged.run.clone())),
             },
             Err(CommandError::Refused(refusal)) => Said::Refused { code: refusal.code, left_behind: Vec::new() },
             Err(CommandError::Failed(error)) => Said::Failed(error.to_string()),

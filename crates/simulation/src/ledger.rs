@@ -343,39 +343,34 @@ impl Ledger {
     fn check_fact(&self, fact: &Recorded) -> Result<(), Broken> {
         let holder = self.holder(fact.run);
         let held = holder.as_ref().filter(|holder| holder.in_flight);
+        let last_attempt = holder.as_ref().map_or(0, |holder| holder.attempt);
         let broken = |what: &str| Err(Broken::new(Promise::OneHolder, fact.run, format!("{what}: {fact:?}")));
         match &fact.event {
-            RunEvent::Claimed { attempt, .. } => {
-                if held.is_some() || *attempt != holder.map_or(0, |holder| holder.attempt) + 1 {
-                    return broken("claimed while somebody holds it, or as a wrong attempt");
-                }
+            RunEvent::Claimed { attempt, .. } if held.is_some() || *attempt != last_attempt + 1 => {
+                broken("claimed while somebody holds it, or as a wrong attempt")
             }
             RunEvent::Completed { attempt, late: true, .. } => {
-                let last = holder.filter(|last| last.attempt == *attempt && last.ended_by == Some("timed_out"));
-                if last.is_none() {
-                    return broken("a late completion of what was not reaped last");
-                }
+                let last =
+                    holder.as_ref().filter(|last| last.attempt == *attempt && last.ended_by == Some("timed_out"));
+                if last.is_none() { broken("a late completion of what was not reaped last") } else { Ok(()) }
             }
             RunEvent::TimedOut { rule, evidence, .. } => {
                 let Some(held) = held else { return broken("reaped while nobody holds it") };
-                return self.check_reap(fact, held, *rule, evidence.as_deref());
+                self.check_reap(fact, held, *rule, evidence.as_deref())
             }
             RunEvent::Completed { attempt, .. }
             | RunEvent::Failed { attempt, .. }
             | RunEvent::Heartbeat { attempt, .. }
-            | RunEvent::Started { attempt } => {
-                if held.is_none_or(|held| held.attempt != *attempt) {
-                    return broken("of an attempt that does not hold it");
-                }
+            | RunEvent::Started { attempt }
+                if held.is_none_or(|held| held.attempt != *attempt) =>
+            {
+                broken("of an attempt that does not hold it")
             }
-            RunEvent::Cancelled { attempt, .. } => {
-                if held.map_or(0, |held| held.attempt) != *attempt {
-                    return broken("cancelled by an attempt that does not hold it");
-                }
+            RunEvent::Cancelled { attempt, .. } if held.map_or(0, |held| held.attempt) != *attempt => {
+                broken("cancelled by an attempt that does not hold it")
             }
-            _ => {}
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn check_reap(

@@ -12,7 +12,8 @@ use lastbeat_domain::{Span, Terms};
 
 use crate::random::Random;
 
-/// How long the environment leaves everybody in peace after a fault: longer than an executor on time is silent.
+/// How many seconds the environment leaves everybody in peace after a fault: longer than it takes an executor on time
+/// to be heard of again.
 const CALM: u64 = 45;
 
 /// A kind of work and its executors.
@@ -130,11 +131,11 @@ impl Schedule {
 
 fn first_terms(random: &mut Random) -> Terms {
     let interval = random.pick(&[10, 15, 20]);
-    let held = random.chance(25);
+    let (window, held) = (interval * random.pick(&[4, 4, 5]), random.chance(25));
     Terms {
         heartbeat_interval: Span::from_seconds(interval),
-        heartbeat_window: Span::from_seconds(interval * random.pick(&[4, 4, 5])),
-        coarse_ttl: Span::from_seconds(random.pick(&[90, 130, 200])),
+        heartbeat_window: Span::from_seconds(window),
+        coarse_ttl: Span::from_seconds(window + random.pick(&[20, 50, 100])),
         max_attempts: u32::try_from(random.between(1, 3)).unwrap(),
         retry_backoff_base: random.seconds(1, 6),
         late_completion: random.pick(&[LateCompletion::Adopt, LateCompletion::Adopt, LateCompletion::Refuse]),
@@ -149,7 +150,7 @@ fn first_terms(random: &mut Random) -> Terms {
 pub(crate) fn other_terms(random: &mut Random, terms: &Terms) -> Terms {
     Terms {
         heartbeat_window: terms.heartbeat_interval.times(random.between(4, 5)),
-        coarse_ttl: Span::from_seconds(random.pick(&[80, 120, 200])),
+        coarse_ttl: terms.heartbeat_interval.times(5).plus(random.seconds(10, 100)),
         mode: if random.chance(25) { Mode::Shadow } else { Mode::Enforce },
         max_attempts: u32::try_from(random.between(1, 3)).unwrap(),
         ..terms.clone()

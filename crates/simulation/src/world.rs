@@ -553,7 +553,9 @@ impl World {
 
     async fn go_wrong(&mut self, fault: Fault) -> Result<(), Broken> {
         let environment = matches!(fault, Fault::Outage { .. } | Fault::Step { .. } | Fault::Repair);
-        if environment && (self.outage || !self.is_listened()) {
+        let own = matches!(fault, Fault::Crash { .. } | Fault::Pause { .. } | Fault::SweeperCrash { .. });
+        let own = own || matches!(fault, Fault::SweeperStop { .. });
+        if (self.outage && !own) || (environment && !self.is_listened()) {
             return Ok(());
         }
         self.tally.count(fault.kind());
@@ -584,7 +586,6 @@ impl World {
                 self.stepped(micros);
             }
             Fault::Repair => self.repair(),
-            _ if self.outage => {}
             _ => self.meddle(fault).await?,
         }
         Ok(())
@@ -670,11 +671,11 @@ impl World {
 
     /// Everybody who is alive finishes, the others stay silent for good; then a sweeper has all the time it needs.
     async fn quiet_time(&mut self) -> Result<(), Broken> {
-        self.outage = false;
+        (self.outage, self.waiting_step) = (false, None);
         for executor in 0..self.executors.len() {
             let own = &mut self.executors[executor];
             let (alive, from) = (!own.paused, Some((executor, own.generation)));
-            let Some(report) = own.work.as_ref().map(|work| work.report.clone()) else { continue };
+            let Some(report) = own.work.take().map(|work| work.report) else { continue };
             if alive && self.random.chance(70) {
                 self.deliver(Parcel { from, command: Command::Complete { report, output: None } }).await?;
             } else {
@@ -707,11 +708,11 @@ impl World {
     }
 
     /// By when every run must have been reaped: the longest window, a hold in which it may have to wait, the minute
-    /// for which a run may be put off at the most, and a gap or step that is recorded when the quiet time begins.
+    /// for which a run may be put off at the most, and a few turns of a drain.
     fn patience_at_the_end(&self) -> Span {
         let terms = self.lanes.iter().map(|lane| self.ledger.terms(lane, Timestamp::MAX));
         let longest = terms.map(|terms| terms.coarse_ttl.max(terms.heartbeat_window).plus(terms.hold_max)).max();
-        longest.unwrap_or(Span::ZERO).plus(Span::from_seconds(60 + 30)).plus(Span::from_seconds(3_600))
+        longest.unwrap_or(Span::ZERO).plus(Span::from_seconds(90))
     }
 
     async fn check_end(&mut self) -> Result<(), Broken> {
