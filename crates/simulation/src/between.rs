@@ -21,6 +21,8 @@ pub(crate) struct Process {
     pub(crate) store: Arc<Between>,
     /// Whether the clock was set forward and this process has not recorded it.
     pub(crate) stepped: bool,
+    /// How far the clock was set forward since it last beaconed, if that is known.
+    pub(crate) skipped: Span,
     /// How long after the start it last beaconed.
     pub(crate) beaconed_at: Span,
 }

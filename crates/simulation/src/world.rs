@@ -5,9 +5,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lastbeat_domain::decide::{ByHand, Claimant, Command, Report, RunSpec};
+use lastbeat_domain::event::DeafCause;
 use lastbeat_domain::listening::CLOCK_STEP_MIN;
 use lastbeat_domain::policy::Mode;
-use lastbeat_domain::{Name, RunId, Span, Timestamp};
+use lastbeat_domain::{Name, RunId, ServiceEvent, Span, Timestamp};
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{Clock, Store, StoreError};
 use lastbeat_sweeper::Sweeper;
@@ -398,7 +399,14 @@ impl World {
         let store = Arc::new(Between::new(inner, Arc::clone(&self.desk), Arc::clone(&clock)));
         let name = name(&format!("sweeper-{}", self.fresh()));
         let sweeper_itself = Sweeper::new(name.clone(), clock);
-        let process = Process { name, sweeper: sweeper_itself, store, stepped: false, beaconed_at: Span::ZERO };
+        let process = Process {
+            name,
+            sweeper: sweeper_itself,
+            store,
+            stepped: false,
+            skipped: Span::ZERO,
+            beaconed_at: Span::ZERO,
+        };
         self.sweepers[sweeper].process = Some(Box::new(process));
         let generation = self.sweepers[sweeper].generation;
         self.sweep(sweeper, generation).await
@@ -452,12 +460,12 @@ impl World {
         self.sweepers[sweeper].process = Some(process);
         for seen in &all_seen {
             if let Command::Beacon { process, .. } = &seen.parcel.command {
-                self.note_beacon(process);
+                self.note_beacon(process, seen)?;
             }
         }
         let sees_all = self.sweepers[sweeper].process.as_ref().is_some_and(|process| !process.stepped);
         if let Some(micros) = self.waiting_step.take() {
-            self.stepped(micros);
+            self.stepped(micros, Some(sweeper));
         }
         if sees_all && !stepped_in_pass { self.ledger.check_pass(report.at, &held) } else { Ok(()) }
     }
@@ -524,23 +532,38 @@ impl World {
         Ok(until_due.plus(Span::from_millis(1)).min(latest).max(Span::from_millis(5)))
     }
 
-    /// Notes that a process beaconed, and so recorded what it noticed.
-    fn note_beacon(&mut self, name: &Name) {
+    /// Notes that a process beaconed, and so recorded what it noticed: a step of the clock to the millisecond.
+    fn note_beacon(&mut self, name: &Name, seen: &Seen) -> Result<(), Broken> {
         let elapsed = self.elapsed();
-        for process in self.sweepers.iter_mut().filter_map(|slot| slot.process.as_mut()) {
-            if process.name == *name {
-                (process.stepped, process.beaconed_at) = (false, elapsed);
-            }
+        let process = self.sweepers.iter_mut().filter_map(|slot| slot.process.as_mut()).find(|own| own.name == *name);
+        let Some(process) = process else { return Ok(()) };
+        let skipped = std::mem::take(&mut process.skipped);
+        (process.stepped, process.beaconed_at) = (false, elapsed);
+        let recorded = match &seen.said {
+            Said::Done { service, .. } => service.iter().find_map(|fact| match fact.event {
+                ServiceEvent::Deaf { from, to, cause: DeafCause::ClockStep, .. } => Some(to.since(from)),
+                _ => None,
+            }),
+            _ => None,
+        };
+        let off = |found: Span| found.minus(skipped).max(skipped.minus(found)) > Span::from_millis(1);
+        if skipped > CLOCK_STEP_MIN && recorded.is_none_or(off) {
+            return Err(Broken::store(format!("{name} recorded {recorded:?} of a step of the clock by {skipped}")));
         }
+        Ok(())
     }
 
-    /// Notes that the clock was set.
-    fn stepped(&mut self, micros: i64) {
+    /// Notes that the clock was set, and to whom: in the middle of a pass the others may have recorded it already.
+    fn stepped(&mut self, micros: i64, in_pass_of: Option<usize>) {
+        // While log time stands still it is not known how far a step takes it.
+        let forward = Span::from_micros(u64::try_from(micros).unwrap_or(0));
+        let plain = self.behind == 0 && micros > 0;
         self.behind = (self.behind - micros).max(0);
-        if micros > i64::try_from(CLOCK_STEP_MIN.as_micros()).unwrap() {
-            for process in self.sweepers.iter_mut().filter_map(|slot| slot.process.as_mut()) {
-                process.stepped = true;
-            }
+        for (index, slot) in self.sweepers.iter_mut().enumerate() {
+            let Some(process) = &mut slot.process else { continue };
+            let tells = plain && process.beaconed_at > Span::ZERO && in_pass_of.is_none_or(|own| own == index);
+            process.skipped = if tells { process.skipped.plus(forward) } else { Span::ZERO };
+            process.stepped |= forward > CLOCK_STEP_MIN;
         }
     }
 
@@ -583,7 +606,7 @@ impl World {
             Fault::Step { micros, in_pass: true } => self.waiting_step = Some(micros),
             Fault::Step { micros, in_pass: false } => {
                 set_by(&self.clock, micros);
-                self.stepped(micros);
+                self.stepped(micros, None);
             }
             Fault::Repair => self.repair(),
             _ => self.meddle(fault).await?,
@@ -594,7 +617,7 @@ impl World {
     fn repair(&mut self) {
         let micros = self.behind;
         set_by(&self.clock, micros);
-        self.stepped(micros);
+        self.stepped(micros, None);
     }
 
     async fn end_sweeper(&mut self, sweeper: usize, cleanly: bool, back_after: Span) -> Result<(), Broken> {
