@@ -79,6 +79,21 @@ pub fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap()
 }
 
+/// Keeps a thread, and those that it starts, on one core. A store hands each statement to a thread of its own and waits
+/// for it, and to wake somebody on another core takes several times as long as the statement.
+pub fn stay_on_one_core(thread: usize) {
+    #[cfg(target_os = "linux")]
+    {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let mut one = rustix::thread::CpuSet::new();
+        one.set(thread % cores);
+        // It is only faster that way.
+        let _ = rustix::thread::sched_setaffinity(None, &one);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = thread;
+}
+
 /// A folder in memory, where there is one: the store syncs each commit, and nobody wants these files back.
 fn scratch() -> PathBuf {
     let memory = Path::new("/dev/shm");

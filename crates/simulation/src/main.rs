@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use lastbeat_simulation::{Failure, Tally, play, runtime};
+use lastbeat_simulation::{Failure, Tally, play, runtime, stay_on_one_core};
 
 const USAGE: &str = "usage: cargo xtask simulate [--seeds N] [--from SEED]";
 /// How many schedules are played at the same time.
@@ -87,21 +87,6 @@ fn simulate(arguments: &Arguments, started: Instant) -> (Tally, Option<Box<Failu
     });
     let (tally, failure, _) = shared.into_inner().unwrap();
     (tally, failure)
-}
-
-/// Keeps a thread, and those that it starts, on one core. A store hands each statement to a thread of its own and waits
-/// for it, and to wake somebody on another core takes several times as long as the statement.
-fn stay_on_one_core(thread: usize) {
-    #[cfg(target_os = "linux")]
-    {
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let mut one = rustix::thread::CpuSet::new();
-        one.set(thread % cores);
-        // It is only faster that way.
-        let _ = rustix::thread::sched_setaffinity(None, &one);
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = thread;
 }
 
 fn complain(failure: &Failure) {

@@ -2,14 +2,15 @@
 
 #![allow(clippy::unwrap_used)]
 
-use lastbeat_simulation::{Tally, play, runtime};
+use lastbeat_simulation::{Tally, play, runtime, stay_on_one_core};
 
 /// How many schedules are played here; `cargo xtask simulate` plays more.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 60;
 
 #[test]
 fn the_promises_are_kept() {
-    let played = |seeds: std::ops::Range<u64>| {
+    let played = |thread: usize, seeds: std::ops::Range<u64>| {
+        stay_on_one_core(thread);
         let runtime = runtime();
         let mut tally = Tally::default();
         for seed in seeds {
@@ -21,9 +22,9 @@ fn the_promises_are_kept() {
         tally
     };
     let mut tally = std::thread::scope(|scope| {
-        let half = scope.spawn(|| played(0..SEEDS / 2));
-        let mut tally = played(SEEDS / 2..SEEDS);
-        tally.add(&half.join().unwrap());
+        let halves = [scope.spawn(|| played(0, 0..SEEDS / 2)), scope.spawn(|| played(1, SEEDS / 2..SEEDS))];
+        let mut tally = Tally::default();
+        halves.into_iter().for_each(|half| tally.add(&half.join().unwrap()));
         tally
     });
     assert_eq!(tally.seeds, SEEDS);
@@ -37,7 +38,8 @@ fn the_promises_are_kept() {
 
 #[test]
 fn the_same_seed_makes_the_same_log() {
-    for seed in 1_000..1_008 {
+    stay_on_one_core(0);
+    for seed in 1_000..1_004 {
         let lines = || runtime().block_on(play(seed)).unwrap().lines;
         let first = lines();
         assert!(first.len() > 30, "seed {seed} has {} facts", first.len());
