@@ -112,8 +112,8 @@ pub(crate) struct Schedule {
 impl Schedule {
     /// Makes the schedule of a seed.
     pub(crate) fn new(random: &mut Random) -> Schedule {
-        let long = random.chance(2);
-        let lasting = if long { random.seconds(600, 1_200) } else { random.seconds(180, 240) };
+        let long = random.chance(1);
+        let lasting = if long { random.seconds(600, 1_200) } else { random.seconds(150, 200) };
         let lanes: Vec<LanePlan> =
             (0..random.pick(&[1, 1, 2])).map(|_| LanePlan { terms: first_terms(random) }).collect();
         let executors =
