@@ -39,10 +39,12 @@ fn the_promises_are_kept() {
 #[test]
 fn the_same_seed_makes_the_same_log() {
     stay_on_one_core(0);
+    let mut facts = 0;
     for seed in 1_000..1_004 {
         let lines = || runtime().block_on(play(seed)).unwrap().lines;
         let first = lines();
-        assert!(first.len() > 30, "seed {seed} has {} facts", first.len());
         assert_eq!(first, lines(), "seed {seed}");
+        facts += first.len();
     }
+    assert!(facts > 200, "{facts} facts");
 }
