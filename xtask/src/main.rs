@@ -8,12 +8,13 @@ use std::process::{Command, ExitCode};
 use std::time::Instant;
 
 const USAGE: &str = "\
-usage: cargo xtask <task> [arguments for cargo]
+usage: cargo xtask <task> [arguments for cargo, or for the simulation]
 
-  setup   make sure that a C compiler works (SQLite is compiled by it), and that libfaketime is there (tests set a
-          process's clock with it); install with apt-get what is missing
-  test    setup, build the binaries, then run all tests, those in the documentation too
-  doc     build the API documentation; a warning is an error
+  setup     make sure that a C compiler works (SQLite is compiled by it), and that libfaketime is there (tests set a
+            process's clock with it); install with apt-get what is missing
+  test      setup, build the binaries, then run all tests, those in the documentation too
+  simulate  play schedules of faults on a virtual clock: [--seeds N] [--from SEED], 10,000 from 0 if not said
+  doc       build the API documentation; a warning is an error
 ";
 
 /// What to say about a failed task, and the code to exit with.
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "setup" => setup(),
         "test" => test(&extra),
+        "simulate" => simulate(&extra),
         "doc" => doc(&extra),
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
@@ -103,6 +105,12 @@ fn test(extra: &[String]) -> Result<(), Failure> {
     run("build", &mut build)?;
     // Not `--all-targets`: that would leave out the tests in the documentation.
     run("test", cargo(&["test", "--workspace"]).args(extra))
+}
+
+/// Plays schedules of faults; `extra` says how many, and from which seed on.
+fn simulate(extra: &[String]) -> Result<(), Failure> {
+    let arguments = ["run", "--release", "--quiet", "--package", "lastbeat-simulation", "--"];
+    run("simulate", cargo(&arguments).args(extra))
 }
 
 /// Builds the API documentation of the workspace; `extra` goes to `cargo doc`.
