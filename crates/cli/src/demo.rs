@@ -2,8 +2,10 @@
 //!
 //! Five executors, each a process of its own: one finishes; one beats and is killed; one is an old client that never
 //! beats and dies; one lives on, beating, far past the coarse window; one is stopped between two beats, reaped,
-//! continued, and told that it is fenced. A sweeper, a process too, judges them. The windows are scaled down. At the end
-//! the demo checks its own claims against the log.
+//! continued, and told that it is fenced. A sweeper, a process too, judges them. Then our own faults: the sweeper is
+//! killed and the host sleeps for longer than the window, which reaps nobody; and a whole rack goes dark at once, which
+//! is held until a person says that it is real. The windows are scaled down. At the end the demo checks its own claims
+//! against the log.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -86,12 +88,130 @@ impl Demo {
         let lane = name("demo")?;
         let set = Decision::SetPolicy { lane, terms: Box::new(terms), expected_version: None, by: None };
         run::execute(self.store.as_ref(), set).await?;
-        let mut sweeper = self.lastbeat(&["sweep", "--interval", "200ms"]).stdout(Stdio::null()).spawn()?;
+        let mut sweeper = self.sweeper()?;
         self.say("a sweeper starts in a process of its own")?;
-        let parts = self.act().await;
+        let played = self.play_parts(&mut sweeper).await;
         let _ = sweeper.kill();
         let _ = sweeper.wait();
-        self.check(&parts?).await
+        let (parts, mut broken) = played?;
+        broken.extend(self.check(&parts).await?);
+        Ok(broken)
+    }
+
+    async fn play_parts(&self, sweeper: &mut Child) -> Result<(Vec<Part>, Vec<String>), Failure> {
+        let parts = self.act().await?;
+        let mut broken = Vec::new();
+        if let Some(long) = parts.iter().find(|part| part.name == "long-liver") {
+            broken.extend(self.sleep_of_the_host(sweeper, long).await?);
+        }
+        broken.extend(self.dark_rack().await?);
+        Ok((parts, broken))
+    }
+
+    fn sweeper(&self) -> Result<Child, Failure> {
+        Ok(self.lastbeat(&["sweep", "--interval", "200ms"]).stdout(Stdio::null()).spawn()?)
+    }
+
+    /// The sweeper is killed and the executor stands still, for longer than the window: as when a laptop is closed.
+    async fn sleep_of_the_host(&self, sweeper: &mut Child, long: &Part) -> Result<Vec<String>, Failure> {
+        let Some(run) = long.run else { return Ok(Vec::new()) };
+        let beats = self.judged(run).await?.run.beats;
+        self.until("the long-liver has just beaten", run, |judged| judged.run.beats > beats).await?;
+        // A moment later its transaction is over for sure; it must not be stopped while it holds the file.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        signal(&long.child, Signal::STOP);
+        sweeper.kill()?;
+        sweeper.wait()?;
+        let asleep = WINDOW.times(2);
+        self.say(&format!(
+            "the host sleeps: sweeper killed, long-liver stopped, for {asleep} (the window is {WINDOW})"
+        ))?;
+        tokio::time::sleep(asleep.to_std()).await;
+        *sweeper = self.sweeper()?;
+        let started = std::time::Instant::now();
+        let span = loop {
+            match self.store.service_log().await?.deaf_spans().last() {
+                Some(span) => break *span,
+                None if started.elapsed() > PATIENCE => return Err(Failure::new("demo", "the gap was never recorded")),
+                None => tokio::time::sleep(Duration::from_millis(25)).await,
+            }
+        };
+        signal(&long.child, Signal::CONT);
+        let deaf = span.to.since(span.from);
+        self.say(&format!(
+            "it wakes: the new sweeper records that nobody listened for {deaf}, which nobody is charged for"
+        ))?;
+        let beats = self.judged(run).await?.run.beats;
+        let judged = self.until("the long-liver is heard of again", run, |judged| judged.run.beats > beats).await?;
+        self.say("long-liver beats on; it was not reaped")?;
+        let mut broken = Vec::new();
+        if deaf < WINDOW || judged.run.attempt != 1 || judged.run.status != Status::Running {
+            broken.push(format!("the sleep of the host: deaf for {deaf}, and the run is {}", judged.run.status));
+        }
+        Ok(broken)
+    }
+
+    /// Eight executors die at once: that is held, until a person says that it is no fault of ours.
+    async fn dark_rack(&self) -> Result<Vec<String>, Failure> {
+        let lane = name("rack")?;
+        let terms = Terms {
+            heartbeat_interval: INTERVAL,
+            heartbeat_window: WINDOW,
+            hold_min: Some(5),
+            reap_rate: 4,
+            ..Terms::default()
+        };
+        let set = Decision::SetPolicy { lane: lane.clone(), terms: Box::new(terms), expected_version: None, by: None };
+        run::execute(self.store.as_ref(), set).await?;
+        let mut rack = Vec::new();
+        for number in 1..=8 {
+            let executor = format!("rack-{number}");
+            let arguments = ["exec", "--lane", "rack", "--executor", &executor, "--", "sleep", "60"];
+            let child = self.lastbeat(&arguments).stderr(Stdio::null()).spawn()?;
+            rack.push(Part { name: "rack", fate: "", status: Status::TimedOut, rule: None, child, run: None });
+        }
+        let filter = Filter { lane: Some(lane.clone()), ..Filter::default() };
+        self.until_all(&filter, "the rack beats", |judged| judged.run.beats >= 2, 8).await?;
+        rack.iter().for_each(|part| signal(&part.child, Signal::KILL));
+        self.say("eight executors of another lane lose power at once (there a hold begins at five)")?;
+        let started = std::time::Instant::now();
+        while !self.store.service_log().await?.hold(&lane).is_held() {
+            if started.elapsed() > PATIENCE {
+                return Err(Failure::new("demo", "the silent lane was never held"));
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+        self.until_all(&filter, "all have lapsed", |judged| judged.verdict.is_lapsed(), 8).await?;
+        let reaped = self.store.count(&lane).await?.get(&Status::TimedOut).copied().unwrap_or(0);
+        self.say(&format!("all eight have lapsed, the lane is held, {reaped} were reaped: that may be our fault"))?;
+        let (by, reason) = (run::person()?, Some("the power is really gone".to_owned()));
+        run::execute(self.store.as_ref(), Decision::ReleaseHold { lane, by, reason }).await?;
+        self.say("a person looks, and releases the hold; they are reaped at four a second")?;
+        self.until_all(&filter, "all are reaped", |judged| judged.run.status == Status::TimedOut, 8).await?;
+        self.say("all eight are reaped")?;
+        let broken =
+            if reaped == 0 { Vec::new() } else { vec![format!("{reaped} were reaped while the lane was held")] };
+        Ok(broken)
+    }
+
+    async fn until_all(
+        &self,
+        filter: &Filter,
+        what: &str,
+        holds: impl Fn(&Judged) -> bool,
+        count: usize,
+    ) -> Result<(), Failure> {
+        let started = std::time::Instant::now();
+        loop {
+            let page = ask::list(self.store.as_ref(), filter, None, None, 100).await?;
+            if page.runs.len() == count && page.runs.iter().all(&holds) {
+                return Ok(());
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(Failure::new("demo", format!("waited in vain until {what}")));
+            }
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
     }
 
     fn lastbeat(&self, arguments: &[&str]) -> Command {
