@@ -83,7 +83,8 @@ fn the_doctor_says_what_is_not_well_and_what_to_do() {
     assert!(listening["advice"].as_str().unwrap().contains("lastbeat sweep"), "{listening}");
     place.json(&["sweep", "--once"]);
     assert_eq!(checks(&place)("listening")["health"], "fine");
-    for name in ["file", "disk", "sqlite", "schema", "durability", "pages", "clock", "backlog", "holds", "newer facts"]
+    for name in
+        ["file", "disk", "pages", "schema", "durability", "append-only", "clock", "backlog", "holds", "newer facts"]
     {
         assert_eq!(checks(&place)(name)["health"], "fine", "{name}");
     }

@@ -8,6 +8,7 @@ use sqlx::sqlite::SqliteConnection;
 
 use super::open::SCHEMA_VERSION;
 use super::read::{lanes, latest_at};
+use super::verify::missing_triggers;
 use crate::doctor::Check;
 use crate::error::StoreError;
 use crate::service::ServiceLog;
@@ -31,6 +32,7 @@ pub(super) async fn doctor(
     let now = clock.max(latest_at(connection).await?);
     let mut checks = vec![file(path), disk(path), file_system(path)];
     checks.extend(sqlite(connection).await?);
+    checks.push(append_only(connection).await?);
     checks.push(write_ahead_log(path));
     checks.push(clock_check(service, clock, now));
     checks.push(listening(service, now));
@@ -124,6 +126,15 @@ async fn sqlite(connection: &mut SqliteConnection) -> Result<Vec<Check>, StoreEr
             Check::bad("pages", sound.join("; "), "stop all writers and restore the last backup")
         },
     ])
+}
+
+async fn append_only(connection: &mut SqliteConnection) -> Result<Check, StoreError> {
+    let missing = missing_triggers(connection).await?;
+    if missing.is_empty() {
+        return Ok(Check::fine("append-only", "the database refuses to change the log"));
+    }
+    let advice = "somebody dropped them: run `lastbeat verify`, and restore a backup if it finds more";
+    Ok(Check::bad("append-only", format!("triggers are missing: {}", missing.join(", ")), advice))
 }
 
 fn write_ahead_log(path: &Path) -> Check {

@@ -87,13 +87,16 @@ fn say_all(report: &mut VerifyReport, run: Option<RunId>, problems: Vec<Problem>
     problems.into_iter().for_each(|(kind, message)| say(report, kind, run, message));
 }
 
-async fn check_triggers(connection: &mut SqliteConnection, report: &mut VerifyReport) -> Result<(), StoreError> {
+/// Returns the triggers that should keep the log append-only and are not there.
+pub(super) async fn missing_triggers(connection: &mut SqliteConnection) -> Result<Vec<&'static str>, StoreError> {
     let found: Vec<String> =
         sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetch_all(connection).await?;
-    for trigger in TRIGGERS {
-        if !found.iter().any(|name| name == trigger) {
-            say(report, DamageKind::Trigger, None, format!("the trigger {trigger} is missing: the log can be changed"));
-        }
+    Ok(TRIGGERS.into_iter().filter(|trigger| !found.iter().any(|name| name == trigger)).collect())
+}
+
+async fn check_triggers(connection: &mut SqliteConnection, report: &mut VerifyReport) -> Result<(), StoreError> {
+    for trigger in missing_triggers(connection).await? {
+        say(report, DamageKind::Trigger, None, format!("the trigger {trigger} is missing: the log can be changed"));
     }
     Ok(())
 }
