@@ -456,7 +456,9 @@ impl Stage {
         let terms = self.terms();
         // Nobody beats further apart than the window, and the reap follows after one more.
         let longest = terms.heartbeat_window.times(self.sizes.longest().saturating_add(1));
-        if let Some(max_runtime) = terms.max_runtime.filter(|max_runtime| *max_runtime <= longest) {
+        // This asks whether a workload fits the policy, not whether a run has lapsed.
+        let allowed = terms.max_runtime;
+        if let Some(max_runtime) = allowed.filter(|allowed| *allowed <= longest) {
             return Err(WorkloadError::MaxRuntime { max_runtime, longest });
         }
         let aside = terms.heartbeat_window.times(SLEEP_WINDOWS_MAX + 2).plus(terms.coarse_ttl.times(3));
