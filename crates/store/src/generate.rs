@@ -458,8 +458,8 @@ impl Stage {
         let longest = terms.heartbeat_window.times(self.sizes.longest().saturating_add(1));
         // This asks whether a workload fits the policy, not whether a run has lapsed.
         let allowed = terms.max_runtime;
-        if let Some(max_runtime) = allowed.filter(|allowed| *allowed <= longest) {
-            return Err(WorkloadError::MaxRuntime { max_runtime, longest });
+        if let Some(most) = allowed.filter(|allowed| *allowed <= longest) {
+            return Err(WorkloadError::MaxRuntime { max_runtime: most, longest });
         }
         let aside = terms.heartbeat_window.times(SLEEP_WINDOWS_MAX + 2).plus(terms.coarse_ttl.times(3));
         let aside = aside.plus(REQUEUE_MAX).plus(terms.retry_backoff(1)).plus(Span::from_seconds(60));
