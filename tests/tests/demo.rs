@@ -15,6 +15,6 @@ fn the_demo_holds_its_claims_and_keeps_its_database() {
     assert!(!told.contains('\u{1b}'), "colour is for terminals");
     let database = ["--database", "sqlite://story.db"];
     assert_eq!(place.json(&[&database[..], &["verify"]].concat())["damage"], json!([]));
-    assert_eq!(place.json(&[&database[..], &["run", "list"]].concat())["runs"].as_array().unwrap().len(), 5);
+    assert_eq!(place.json(&[&database[..], &["run", "list"]].concat())["runs"].as_array().unwrap().len(), 13);
     assert_eq!(place.error(&["demo", "--keep", "story.db"])["code"], "exists");
 }
