@@ -185,7 +185,7 @@ async fn beat(store: &dyn Store, report: &Report) -> Result<(), Stop> {
 }
 
 fn wants_cancel(answer: &Answer) -> bool {
-    answer.judged.as_ref().is_some_and(|judged| judged.run.cancel_requested.is_some())
+    answer.heard.as_ref().is_some_and(|heard| heard.cancel_requested)
 }
 
 async fn keep_beating(store: Arc<dyn Store>, report: Report, interval: Span, stops: mpsc::Sender<Stop>) {

@@ -1,8 +1,8 @@
 //! `lastbeat run …`: each step of a run by hand, and looking at runs.
 
 use lastbeat_domain::decide::{ByHand, Claimant, Command, Report, RunSpec};
-use lastbeat_domain::{ClaimId, Name, RunId};
-use lastbeat_store::{Answer, Filter, Store, ask};
+use lastbeat_domain::{ClaimId, Name, RunId, Status};
+use lastbeat_store::{Answer, Filter, Heard, Store, ask};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -79,6 +79,9 @@ fn report(arguments: args::Report) -> Report {
 }
 
 fn answered(answer: &Answer, form: Output) -> Result<(), Failure> {
+    if let Some(heard) = &answer.heard {
+        return told(heard, form);
+    }
     let Some(judged) = &answer.judged else { return Ok(()) };
     let mut document = output::shown(judged);
     document["existing"] = json!(answer.existing);
@@ -95,6 +98,19 @@ fn answered(answer: &Answer, form: Output) -> Result<(), Failure> {
         Some(claim) if run.status.is_in_flight() => output::line(&format!("claim {claim}")),
         _ => Ok(()),
     }
+}
+
+fn told(heard: &Heard, form: Output) -> Result<(), Failure> {
+    let Heard { run, attempt, version, at, cancel_requested, interval, lapses_at } = heard;
+    if form != Output::Table {
+        let directive = if *cancel_requested { "cancel" } else { "continue" };
+        return output::json_line(&json!({
+            "run": run, "status": Status::Running, "attempt": attempt, "version": version, "at": at,
+            "directive": directive, "next_beat_within_seconds": interval, "lapses_at": lapses_at,
+        }));
+    }
+    let stop = if *cancel_requested { "; it is to be cancelled: stop working on it" } else { "" };
+    output::line(&format!("run {run} was heard of at {at}, attempt {attempt}{stop}"))
 }
 
 async fn list(store: &dyn Store, arguments: args::List, form: Output) -> Result<(), Failure> {

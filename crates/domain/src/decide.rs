@@ -161,6 +161,14 @@ pub enum Command {
         /// Why.
         reason: Option<String>,
     },
+    /// Carry out a create or a claim at most once: who repeats it with the same key gets the first answer. The store
+    /// knows the first answers; what is decided is the command within.
+    Idempotent {
+        /// What the repetition is known by.
+        key: IdempotencyKey,
+        /// The command.
+        command: Box<Command>,
+    },
     /// Record that a token was made.
     IssueToken {
         /// Identifies the token.
@@ -195,6 +203,7 @@ impl Command {
             Command::Heartbeat { report, .. } | Command::Complete { report, .. } | Command::Fail { report, .. } => {
                 Some(report.run)
             }
+            Command::Idempotent { command, .. } => command.run(),
             _ => None,
         }
     }
@@ -203,9 +212,35 @@ impl Command {
     pub fn unique_key(&self) -> Option<&Name> {
         match self {
             Command::Create { spec, .. } => spec.unique_key.as_ref(),
+            Command::Idempotent { command, .. } => command.unique_key(),
             _ => None,
         }
     }
+
+    /// Returns the idempotency key that the command is sent with, if it is.
+    pub fn idempotency_key(&self) -> Option<&IdempotencyKey> {
+        match self {
+            Command::Idempotent { key, .. } => Some(key),
+            _ => None,
+        }
+    }
+
+    /// Returns the command that is to be decided: the one within, where it is sent with an idempotency key.
+    pub fn inner(&self) -> &Command {
+        match self {
+            Command::Idempotent { command, .. } => command.inner(),
+            command => command,
+        }
+    }
+}
+
+/// What a repeated create or claim is known by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IdempotencyKey {
+    /// Whose key it is: keys of different senders never meet.
+    pub scope: Name,
+    /// The key, made anew by the sender for each request and kept for its repetitions.
+    pub key: Name,
 }
 
 /// What a new run is.
@@ -330,6 +365,10 @@ pub enum RefusalCode {
     NotCancelRequested,
     /// The run's stream holds a fact that this program does not know.
     Quarantined,
+    /// The idempotency key was sent before, with another request.
+    IdempotencyKeyReused,
+    /// Another process is at work on the run at this moment.
+    Busy,
     /// The lane's policy was changed meanwhile.
     PolicyChanged,
     /// A field is over its limit.
@@ -359,6 +398,8 @@ impl RefusalCode {
             RefusalCode::UniqueKeyOpen => "unique_key_open",
             RefusalCode::NotCancelRequested => "not_cancel_requested",
             RefusalCode::Quarantined => "quarantined",
+            RefusalCode::IdempotencyKeyReused => "idempotency_key_reused",
+            RefusalCode::Busy => "busy",
             RefusalCode::PolicyChanged => "policy_changed",
             RefusalCode::TooLarge => "too_large",
             RefusalCode::Invalid => "invalid",
@@ -429,6 +470,7 @@ pub fn decide(run: Option<&Run>, command: &Command, context: &Context<'_>, now: 
             Ok(event.map(Event::Service).into_iter().collect())
         }
         Command::ReleaseHold { lane, by, reason } => release_hold(lane, by, reason.as_ref(), context),
+        Command::Idempotent { command, .. } => decide(run, command, context, now),
         Command::IssueToken { token, name, role, by } => {
             let (token, name, role, by) = (token.clone(), name.clone(), role.clone(), by.clone());
             Ok(vec![Event::Service(ServiceEvent::TokenIssued { token, name, role, by })])

@@ -8,10 +8,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::BufRead;
 
 use lastbeat_domain::event::{RunEvent, ServiceEvent};
-use lastbeat_domain::{Line, Name, Recorded, Run, RunId, ServiceRecorded, Timestamp};
+use lastbeat_domain::{Line, Name, Recorded, Run, RunId, ServiceRecorded, Span, Timestamp, judge};
 
+use crate::batch::{Head, RunRow, Writes};
 use crate::error::ImportError;
+use crate::log::{EventRow, SegmentRow};
 use crate::packing::{Beat, SEGMENT_BEATS_MAX};
+use crate::service::ServiceLog;
 
 /// Histories that have been checked and wait to be written.
 #[derive(Debug, Default)]
@@ -32,6 +35,45 @@ pub struct ImportReport {
     pub events: u64,
     /// How many service events.
     pub service_events: u64,
+}
+
+impl CheckedImport {
+    /// Returns what is to be written, and the end of the log after it. `head` is the end of the log before it, and
+    /// `service` what the log says of the service; `clock` is the store's clock.
+    pub(crate) fn writes(&self, mut head: Head, service: &ServiceLog, clock: Timestamp) -> (Writes, Head) {
+        let (mut writes, mut service) = (Writes::default(), service.clone());
+        let first_number = head.run + 1;
+        for fact in &self.facts {
+            head.position += 1;
+            let (row, recorded_at) = match fact {
+                ImportedFact::Run { index, recorded } => {
+                    let number = first_number + *index as i64;
+                    (EventRow::of_run(head.position, number, recorded), recorded.recorded_at)
+                }
+                ImportedFact::Service(recorded) => {
+                    service.push(ServiceRecorded::clone(recorded));
+                    (EventRow::of_service(head.position, recorded), recorded.recorded_at)
+                }
+            };
+            writes.events.push(row);
+            head.latest_at = head.latest_at.max(recorded_at);
+        }
+        let now = clock.max(head.latest_at);
+        let listening = service.listening(now);
+        for (imported, number) in self.runs.iter().zip(first_number..) {
+            let segments = imported.segments.iter();
+            writes.segments.extend(segments.map(|(attempt, beats)| SegmentRow::pack(number, *attempt, beats)));
+            let run = imported.run.clone();
+            let verdict = judge(&run, &service.policy(&run.lane, now), &listening, now);
+            writes.due.insert(number, verdict.check_at().map(|at| (at, Span::ZERO)));
+            writes.lanes.insert(run.lane.clone());
+            head.latest_at = head.latest_at.max(run.updated_at);
+            head.run = number;
+            writes.runs.push(RunRow { number, run, tail: Ok(Vec::new()) });
+        }
+        writes.lanes.extend(service.lanes().cloned());
+        (writes, head)
+    }
 }
 
 /// A run as the file leaves it.

@@ -6,17 +6,22 @@
 //! Every write goes through [`Store::execute`] or one of its siblings: [`Store::import`] and [`Store::rebuild`].
 
 pub mod ask;
+mod batch;
 mod clock;
 mod digest;
 mod doctor;
 mod error;
 pub mod generate;
+mod idempotency;
 mod import;
+mod log;
 mod packing;
+mod queue;
 mod record;
 mod replay;
 mod service;
 pub mod sqlite;
+mod truth;
 mod verify;
 
 use std::collections::BTreeMap;
@@ -26,7 +31,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::{
-    LanePolicy, Listening, Name, Recorded, Run, RunId, ServiceRecorded, Status, Timestamp, Verdict, judge,
+    LanePolicy, Listening, Name, Recorded, Run, RunId, ServiceRecorded, Span, Status, Timestamp, Verdict, judge,
 };
 use serde_json::Value;
 
@@ -62,11 +67,49 @@ impl Judged {
     }
 }
 
+/// What an executor learns from a heartbeat that was taken: all that it needs to go on, and no more, since heartbeats
+/// are the load.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Heard {
+    /// The run.
+    pub run: RunId,
+    /// The attempt.
+    pub attempt: u32,
+    /// The run's version after it.
+    pub version: u64,
+    /// The log time of the heartbeat.
+    pub at: Timestamp,
+    /// Whether somebody asked for the run to be cancelled.
+    pub cancel_requested: bool,
+    /// Within which time the next heartbeat is expected.
+    pub interval: Span,
+    /// When the run lapses if nothing more is heard of it.
+    pub lapses_at: Option<Timestamp>,
+}
+
+impl Heard {
+    /// Says what the executor of a run that has just beaten is to know.
+    pub(crate) fn of(judged: &Judged) -> Heard {
+        let run = &judged.run;
+        Heard {
+            run: run.id,
+            attempt: run.attempt,
+            version: run.version,
+            at: run.updated_at,
+            cancel_requested: run.cancel_requested.is_some(),
+            interval: judged.policy.terms.heartbeat_interval,
+            lapses_at: judged.verdict.lapses_at(),
+        }
+    }
+}
+
 /// What became of a command that was carried out.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Answer {
-    /// The run after it, judged at the log time of the command; `None` for a command about no run.
+    /// The run after it, judged at the log time of the command; `None` for a heartbeat and for a command about no run.
     pub judged: Option<Box<Judged>>,
+    /// What the executor is to know, for a heartbeat.
+    pub heard: Option<Heard>,
     /// The facts of the run that were appended.
     pub appended: Vec<Recorded>,
     /// The service facts that were appended.

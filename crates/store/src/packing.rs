@@ -37,11 +37,6 @@ pub(crate) fn push_to_tail(tail: &mut Vec<u8>, beat: Beat) {
     tail.extend_from_slice(&beat.at.to_be_bytes());
 }
 
-/// Returns how many heartbeats a tail holds.
-pub(crate) fn tail_len(tail: &[u8]) -> usize {
-    tail.len() / STEP_BYTES
-}
-
 /// Unpacks a tail.
 ///
 /// # Errors
@@ -214,7 +209,6 @@ mod tests {
             prop_assert_eq!(unpack_segment(beats[0], beats.len(), &packed), Ok(beats.clone()));
             let mut tail = Vec::new();
             beats.iter().for_each(|beat| push_to_tail(&mut tail, *beat));
-            prop_assert_eq!(tail_len(&tail), beats.len());
             prop_assert_eq!(unpack_tail(&tail), Ok(beats));
         }
 

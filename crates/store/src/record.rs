@@ -11,7 +11,11 @@ use lastbeat_domain::{Recorded, Run, RunEvent, RunId, ServiceEvent, ServiceRecor
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::StreamPage;
+use crate::batch::RunRow;
 use crate::error::StoreError;
+use crate::log::SegmentRow;
+use crate::packing::Beat;
 
 /// Returns the schema with which this program writes facts of a type, which is the newest that it can read.
 pub(crate) fn schema_of(type_name: &str) -> i64 {
@@ -119,6 +123,39 @@ pub fn take_in(run: &mut Option<Run>, stored: &Stored) -> Result<(), EvolveError
         }
     }
     Ok(())
+}
+
+/// Puts a page of a run's stream together: rows of events, at most one more than `limit`, segments and the tail, in the
+/// order of their versions.
+///
+/// # Errors
+/// If packed heartbeats cannot be unpacked.
+pub(crate) fn put_in_order(
+    row: &RunRow,
+    events: Vec<Stored>,
+    segments: &[SegmentRow],
+    after: u64,
+    limit: usize,
+) -> Result<StreamPage, StoreError> {
+    let run = row.run.id;
+    let plain = |beat: &Beat, attempt: u32| {
+        let event = RunEvent::Heartbeat { attempt, progress: None };
+        let recorded_at = Timestamp::from_micros(beat.at);
+        Stored::Known(Recorded { run, version: beat.version, recorded_at, event })
+    };
+    let mut facts = events;
+    for segment in segments {
+        let (attempt, beats) = segment.unpack(run)?;
+        facts.extend(beats.iter().filter(|beat| beat.version > after).map(|beat| plain(beat, attempt)));
+    }
+    let tail = row.tail.as_ref().map_err(|error| StoreError::Corrupt(format!("the tail of run {run}: {error}")))?;
+    let tail = tail.iter().filter(|beat| beat.version > after);
+    facts.extend(tail.map(|beat| plain(beat, row.run.attempt)));
+    facts.sort_by_key(Stored::version);
+    let more = facts.len() > limit;
+    facts.truncate(limit);
+    let next = if more { facts.last().map(Stored::version) } else { None };
+    Ok(StreamPage { facts, next })
 }
 
 /// Writes a fact as the body of its row.

@@ -1,11 +1,14 @@
 //! What the service events and the beacons say: which policy was in force when, when nobody listened, what is held.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lastbeat_domain::event::ServiceEvent;
 use lastbeat_domain::hold::{Census, HoldState};
 use lastbeat_domain::listening::{Beacon, DeafSpan};
 use lastbeat_domain::{LanePolicy, Listening, Name, ServiceRecorded, Span, Terms, Timestamp};
+
+use crate::record::decode_service_event;
 
 /// A lane that was held, and has not been found well since.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,6 +39,29 @@ pub struct ServiceLog {
 }
 
 impl ServiceLog {
+    /// Returns what is known after rows were read that followed on `known`, (position, instant, schema, body) each, and
+    /// the beacons as they stand.
+    pub(crate) fn refreshed(
+        known: &Arc<ServiceLog>,
+        rows: Vec<(i64, i64, i64, String)>,
+        beacons: Vec<Beacon>,
+    ) -> Arc<ServiceLog> {
+        if rows.is_empty() && beacons == known.beacons {
+            return Arc::clone(known);
+        }
+        let mut log = ServiceLog::clone(known);
+        log.beacons = beacons;
+        for (position, recorded_at, schema, body) in rows {
+            match decode_service_event(Timestamp::from_micros(recorded_at), schema, &body) {
+                Some(recorded) => log.push(recorded),
+                // A newer program's event; what it means for this one is nothing.
+                None => log.unknown += 1,
+            }
+            log.through = position;
+        }
+        Arc::new(log)
+    }
+
     /// Takes in the next service event.
     pub fn push(&mut self, recorded: ServiceRecorded) {
         let recorded_at = recorded.recorded_at;

@@ -1,8 +1,18 @@
-//! What `verify` finds.
+//! Holding the projection against the log, and what is found.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use lastbeat_domain::event::ServiceEvent;
+use lastbeat_domain::{RunId, Span, Timestamp, judge};
 use serde::Serialize;
+
+use crate::Progress;
+use crate::batch::{Head, RunRow};
+use crate::error::StoreError;
+use crate::record::decode_service_event;
+use crate::service::ServiceLog;
+use crate::truth::{self, PAGE_RUNS, Problem, Source, Table, TrueRun};
 
 /// A kind of damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,7 +70,7 @@ pub struct Damage {
     pub kind: DamageKind,
     /// The run, if it is about one.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub run: Option<lastbeat_domain::RunId>,
+    pub run: Option<RunId>,
     /// What is wrong, for people.
     pub message: String,
 }
@@ -97,4 +107,161 @@ pub struct RebuildReport {
     pub events: u64,
     /// How many of them were not as they had been in the old projection.
     pub differed: u64,
+}
+/// How many missing rows are named one by one.
+const NAMED_MAX: i64 = 10;
+
+impl VerifyReport {
+    fn say(&mut self, kind: DamageKind, run: Option<RunId>, message: impl Into<String>) {
+        self.damage.push(Damage { kind, run, message: message.into() });
+    }
+
+    fn say_all(&mut self, run: Option<RunId>, problems: Vec<Problem>) {
+        problems.into_iter().for_each(|(kind, message)| self.say(kind, run, message));
+    }
+}
+
+/// Looks for every kind of damage in one snapshot: holds the projection against the fold of the truth.
+pub(crate) async fn verify(
+    source: &mut dyn Source,
+    service: &ServiceLog,
+    now: Timestamp,
+    progress: &Progress<'_>,
+) -> Result<VerifyReport, StoreError> {
+    let mut report = VerifyReport::default();
+    for trigger in source.missing_triggers().await? {
+        let message = format!("the trigger {trigger} is missing: the log can be changed");
+        report.say(DamageKind::Trigger, None, message);
+    }
+    let head = source.head().await?;
+    check_log(source, &head, &mut report).await?;
+    let now = now.max(head.latest_at);
+    let rearming = source.rearming().await?;
+    let spans = truth::spans(source).await?;
+    let all = spans.last().map_or(0, |(_, end)| end.unsigned_abs());
+    for (span, (first, end)) in spans.into_iter().enumerate() {
+        let mut problems = Vec::new();
+        let wanted = |run| (first..end).contains(&run);
+        let (mut committed, _) = truth::committed(source, 0, wanted, &mut problems).await?;
+        if span == 0 {
+            report.say_all(None, problems);
+        }
+        let mut from = first;
+        while from < end {
+            let to = (from + PAGE_RUNS).min(end);
+            let runs = truth::page(source, from, to, &mut committed).await?;
+            let rows = source.rows_of(from, to).await?;
+            let mut rows: BTreeMap<i64, RunRow> = rows.into_iter().map(|row| (row.number, row)).collect();
+            let due = source.due_of(from, to).await?;
+            for run in &runs {
+                let row = rows.remove(&run.number);
+                check_run(run, row.as_ref(), &mut report);
+                if let Some(row) = row.filter(|row| !rearming.contains(&row.run.lane)) {
+                    check_due(&row, due.get(&row.number), service, now, &mut report);
+                }
+            }
+            for row in rows.values() {
+                report.say(DamageKind::Hole, Some(row.run.id), "it is in the projection and has no facts");
+            }
+            progress(to.unsigned_abs(), all);
+            from = to;
+        }
+    }
+    Ok(report)
+}
+
+/// Checks that no row of the log is missing, that none lies after its end, and the rows of the service.
+async fn check_log(source: &mut dyn Source, head: &Head, report: &mut VerifyReport) -> Result<(), StoreError> {
+    let mut compacted = 0;
+    for row in source.service_rows().await? {
+        if row.was_changed() {
+            let message = format!("the service event at position {} was changed after it was written", row.position);
+            report.say(DamageKind::Changed, None, message);
+        }
+        let recorded = decode_service_event(Timestamp::from_micros(row.recorded_at), row.schema, &row.body);
+        if let Some(ServiceEvent::BeatsCompacted { through, .. }) = recorded.map(|recorded| recorded.event) {
+            compacted = compacted.max(i64::try_from(through).unwrap_or(i64::MAX));
+        }
+    }
+    check_table(source, Table::Events, (0, head.position), head.latest_at, report).await?;
+    check_table(source, Table::Beats, (compacted, head.beat_position), head.latest_at, report).await?;
+    if source.size().await?.0 > head.run {
+        report.say(DamageKind::Head, None, "runs lie after the last number that was given out");
+    }
+    Ok(())
+}
+
+/// Checks that positions go from the first to the last of `(after, end]` without a hole.
+async fn check_table(
+    source: &mut dyn Source,
+    table: Table,
+    (after, end): (i64, i64),
+    latest_at: Timestamp,
+    report: &mut VerifyReport,
+) -> Result<(), StoreError> {
+    let extent = source.extent(table).await?;
+    let name = table.name();
+    if extent.last.is_some_and(|last| last > end) || extent.latest_at.is_some_and(|at| at > latest_at.as_micros()) {
+        report.say(DamageKind::Head, None, format!("rows of {name} lie after the end of the log"));
+    }
+    if extent.rows >= end - after {
+        return Ok(());
+    }
+    for (first, last) in source.holes(table, after, end, NAMED_MAX).await? {
+        let which = if first == last { format!("row {first}") } else { format!("rows {first} to {last}") };
+        report.say(DamageKind::Hole, None, format!("{which} of {name} are missing from the log"));
+    }
+    Ok(())
+}
+
+fn check_run(run: &TrueRun, row: Option<&RunRow>, report: &mut VerifyReport) {
+    report.runs += 1;
+    report.events += run.stream.len() as u64;
+    report.say_all(run.id, run.problems.clone());
+    let folded = match run.fold() {
+        Ok(folded) => folded,
+        Err((kind, message)) => return report.say(kind, run.id, message),
+    };
+    report.quarantined += u64::from(folded.quarantined.is_some());
+    let Some(row) = row else {
+        return report.say(DamageKind::Projection, run.id, "it has facts and is missing from the projection");
+    };
+    if folded != row.run {
+        let versions = if row.run.version == folded.version {
+            format!("both at version {}", folded.version)
+        } else {
+            format!("at version {}, its stream at {}", row.run.version, folded.version)
+        };
+        let message = format!("its projection is not the fold of its stream ({versions})");
+        report.say(DamageKind::Projection, run.id, message);
+    }
+    match &row.tail {
+        Ok(tail) if *tail == run.tail => {}
+        Ok(tail) => {
+            let (has, should) = (tail.len(), run.tail.len());
+            let message =
+                format!("its tail ({has} heartbeats) is not what was committed since its last segment ({should})");
+            report.say(DamageKind::Tail, run.id, message);
+        }
+        Err(error) => report.say(DamageKind::Tail, run.id, format!("its tail: {error}")),
+    }
+}
+
+fn check_due(
+    row: &RunRow,
+    due: Option<&(Timestamp, Span)>,
+    service: &ServiceLog,
+    now: Timestamp,
+    report: &mut VerifyReport,
+) {
+    let policy = service.policy(&row.run.lane, now);
+    let Some(check_at) = judge(&row.run, &policy, &service.listening(now), now).check_at() else { return };
+    let run = Some(row.run.id);
+    match due {
+        None => report.say(DamageKind::Due, run, "it is open, and no sweeper will look at it"),
+        Some((at, delay)) if *at > check_at && *delay == Span::ZERO => {
+            report.say(DamageKind::Due, run, format!("no sweeper will look at it by {check_at}"));
+        }
+        Some(_) => {}
+    }
 }

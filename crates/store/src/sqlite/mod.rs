@@ -2,14 +2,13 @@
 
 mod backup;
 mod doctor;
+mod ground;
 mod import;
 mod open;
 mod read;
 mod rebuild;
 mod rows;
-mod transaction;
-mod truth;
-mod verify;
+mod source;
 mod write;
 mod writer;
 
@@ -30,9 +29,10 @@ use crate::error::{CommandError, ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::record;
 use crate::service::ServiceLog;
-use crate::verify::{RebuildReport, VerifyReport};
+use crate::verify::{self, RebuildReport, VerifyReport};
 use crate::{Check, Due, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
 
+use self::source::Snapshot;
 use self::writer::Job;
 
 /// How many connections read at a time.
@@ -210,7 +210,7 @@ impl Store for SqliteStore {
     async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         let service = self.service_log_in(&mut snapshot).await?;
-        verify::verify(&mut snapshot, &service, self.clock.now(), progress).await
+        verify::verify(&mut Snapshot(&mut snapshot), &service, self.clock.now(), progress).await
     }
 
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {

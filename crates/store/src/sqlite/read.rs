@@ -3,16 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::listening::Beacon;
-use lastbeat_domain::{Name, Recorded, Run, RunId, Status, Timestamp};
+use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::rows::{RUN_COLUMNS, RunRow, read_instant, read_name, read_run, read_word, signed, unsigned};
+use super::rows::{RUN_COLUMNS, read_instant, read_name, read_run, read_segment, read_word};
+use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
-use crate::packing::{self, Beat};
-use crate::record::{Stored, decode_run_event, decode_service_event};
+use crate::log::{signed, unsigned};
+use crate::record::{Stored, decode_run_event, put_in_order};
 use crate::service::ServiceLog;
 use crate::{Filter, Sample, StreamPage};
 
@@ -21,29 +21,14 @@ pub(super) async fn refresh_service_log(
     connection: &mut SqliteConnection,
     known: &Arc<ServiceLog>,
 ) -> Result<Arc<ServiceLog>, StoreError> {
-    let rows = sqlx::query(
+    let rows: Vec<(i64, i64, i64, String)> = sqlx::query_as(
         "SELECT position, recorded_at, schema, body FROM events WHERE run IS NULL AND position > ? ORDER BY position",
     )
     .bind(known.through)
     .fetch_all(&mut *connection)
     .await?;
     let beacons = beacons(connection).await?;
-    if rows.is_empty() && beacons == known.beacons {
-        return Ok(Arc::clone(known));
-    }
-    let mut log = ServiceLog::clone(known);
-    log.beacons = beacons;
-    for row in rows {
-        let recorded_at = Timestamp::from_micros(row.try_get("recorded_at")?);
-        let body: String = row.try_get("body")?;
-        match decode_service_event(recorded_at, row.try_get("schema")?, &body) {
-            Some(recorded) => log.push(recorded),
-            // A newer program's event; what it means for this one is nothing.
-            None => log.unknown += 1,
-        }
-        log.through = row.try_get("position")?;
-    }
-    Ok(Arc::new(log))
+    Ok(ServiceLog::refreshed(known, rows, beacons))
 }
 
 pub(super) async fn beacons(connection: &mut SqliteConnection) -> Result<Vec<Beacon>, StoreError> {
@@ -55,6 +40,17 @@ pub(super) async fn beacons(connection: &mut SqliteConnection) -> Result<Vec<Bea
         Ok(Beacon { process, role: read_word(row, "role")?, at, promise })
     };
     rows.iter().map(beacon).collect()
+}
+
+/// Reads the end of the log.
+pub(super) async fn head(connection: &mut SqliteConnection) -> Result<Head, StoreError> {
+    let row = sqlx::query("SELECT latest_at, position, beat_position, run FROM head").fetch_one(connection).await?;
+    Ok(Head {
+        latest_at: Timestamp::from_micros(row.try_get("latest_at")?),
+        position: row.try_get("position")?,
+        beat_position: row.try_get("beat_position")?,
+        run: row.try_get("run")?,
+    })
 }
 
 pub(super) async fn latest_at(connection: &mut SqliteConnection) -> Result<Timestamp, StoreError> {
@@ -76,17 +72,6 @@ pub(super) async fn run_rows(
 ) -> Result<Vec<RunRow>, StoreError> {
     let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number > ? ORDER BY number LIMIT ?");
     let rows = sqlx::query(AssertSqlSafe(select)).bind(after).bind(limit).fetch_all(connection).await?;
-    rows.iter().map(read_run).collect()
-}
-
-/// Runs with numbers from `from` up to, and without, `to`.
-pub(super) async fn run_rows_between(
-    connection: &mut SqliteConnection,
-    from: i64,
-    to: i64,
-) -> Result<Vec<RunRow>, StoreError> {
-    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number >= ? AND number < ? ORDER BY number");
-    let rows = sqlx::query(AssertSqlSafe(select)).bind(from).bind(to).fetch_all(connection).await?;
     rows.iter().map(read_run).collect()
 }
 
@@ -133,34 +118,16 @@ pub(super) async fn stream(
     after: u64,
     limit: usize,
 ) -> Result<StreamPage, StoreError> {
-    let mut facts = events(connection, row, after, limit + 1).await?;
-    let plain = |beat: Beat, attempt: u32| {
-        let event = RunEvent::Heartbeat { attempt, progress: None };
-        let recorded_at = Timestamp::from_micros(beat.at);
-        Stored::Known(Recorded { run: row.run.id, version: beat.version, recorded_at, event })
-    };
-    let segments = sqlx::query(
-        "SELECT first_version, attempt, first_at, count, data FROM segments \
-         WHERE run = ? AND last_version > ? ORDER BY first_version LIMIT ?",
-    )
-    .bind(row.number)
-    .bind(signed(after))
-    .bind(signed(limit as u64 + 1))
-    .fetch_all(connection)
-    .await?;
-    for segment in &segments {
-        let (attempt, beats) = read_segment(row.run.id, segment)?;
-        facts.extend(beats.into_iter().filter(|beat| beat.version > after).map(|beat| plain(beat, attempt)));
-    }
-    let tail = packing::unpack_tail(&row.tail)
-        .map_err(|error| StoreError::Corrupt(format!("the tail of run {}: {error}", row.run.id)))?;
-    let tail = tail.into_iter().filter(|beat| beat.version > after);
-    facts.extend(tail.map(|beat| plain(beat, row.run.attempt)));
-    facts.sort_by_key(Stored::version);
-    let more = facts.len() > limit;
-    facts.truncate(limit);
-    let next = if more { facts.last().map(Stored::version) } else { None };
-    Ok(StreamPage { facts, next })
+    let facts = events(connection, row, after, limit + 1).await?;
+    let segments =
+        sqlx::query("SELECT * FROM segments WHERE run = ? AND last_version > ? ORDER BY first_version LIMIT ?")
+            .bind(row.number)
+            .bind(signed(after))
+            .bind(signed(limit as u64 + 1))
+            .fetch_all(connection)
+            .await?;
+    let segments = segments.iter().map(read_segment).collect::<Result<Vec<_>, StoreError>>()?;
+    put_in_order(row, facts, &segments, after, limit)
 }
 
 /// The whole stream of a run.
@@ -191,17 +158,6 @@ async fn events(
         decode_run_event(row.run.id, version, recorded_at, event.try_get("schema")?, &body)
     };
     rows.iter().map(read).collect()
-}
-
-/// Unpacks a row of `segments`: its attempt and its heartbeats.
-pub(super) fn read_segment(run: RunId, row: &sqlx::sqlite::SqliteRow) -> Result<(u32, Vec<Beat>), StoreError> {
-    let damaged = || StoreError::Corrupt(format!("a segment of run {run} cannot be unpacked"));
-    let first = Beat { version: unsigned(row.try_get("first_version")?)?, at: row.try_get("first_at")? };
-    let count = usize::try_from(row.try_get::<i64, _>("count")?).map_err(|_| damaged())?;
-    let attempt = u32::try_from(row.try_get::<i64, _>("attempt")?).map_err(|_| damaged())?;
-    let data: Vec<u8> = row.try_get("data")?;
-    let beats = packing::unpack_segment(first, count, &data).map_err(|_| damaged())?;
-    Ok((attempt, beats))
 }
 
 /// The runs that are due by `now`, with the instants for which they were, the longest due first.

@@ -6,21 +6,21 @@ use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::sync::Arc;
 
-use lastbeat_domain::judge;
+use lastbeat_domain::{Span, judge};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::open;
-use super::read::{refresh_service_log, run_rows_between};
-use super::rows::{PUT_RUN, RunRow, bind_run};
-use super::transaction::Head;
-use super::truth::{self, PAGE_RUNS, TrueRun};
+use super::read::{head, refresh_service_log};
+use super::rows::{PUT_RUN, bind_run};
+use super::source::Snapshot;
 use super::write::set_due;
 use crate::Progress;
+use crate::batch::RunRow;
 use crate::clock::Clock;
 use crate::error::StoreError;
-use crate::packing;
 use crate::service::ServiceLog;
+use crate::truth::{self, PAGE_RUNS, Source, sound};
 use crate::verify::RebuildReport;
 
 /// The projection that is being made.
@@ -83,12 +83,13 @@ fn only_one(path: &Path) -> Result<File, StoreError> {
 impl Rebuild<'_> {
     async fn run(&mut self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {
         self.begin().await?;
-        let spans = truth::spans(&mut self.connection).await?;
+        let spans = truth::spans(&mut Snapshot(&mut self.connection)).await?;
         let all = spans.last().map_or(0, |(_, end)| end.unsigned_abs());
         for (first, end) in spans {
             let mut problems = Vec::new();
             let wanted = |run| (first..end).contains(&run);
-            let (mut committed, _) = truth::committed(&mut self.connection, 0, wanted, &mut problems).await?;
+            let (mut committed, _) =
+                truth::committed(&mut Snapshot(&mut self.connection), 0, wanted, &mut problems).await?;
             sound(&problems, None)?;
             let mut from = first;
             while from < end {
@@ -105,7 +106,7 @@ impl Rebuild<'_> {
     /// Makes the empty table beside the old one, of the same form.
     async fn begin(&mut self) -> Result<(), StoreError> {
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
-        let head = Head::read(&mut transaction).await?;
+        let head = head(&mut transaction).await?;
         (self.events_through, self.beats_through) = (head.position, head.beat_position);
         // One that was killed may have left its table.
         let drop = format!("DROP TABLE IF EXISTS {BESIDE}");
@@ -135,10 +136,11 @@ impl Rebuild<'_> {
         let ends = (&mut self.events_through, &mut self.beats_through);
         note_changed(&mut transaction, ends, &mut self.changed).await?;
         self.service = refresh_service_log(&mut transaction, &self.service).await?;
-        let runs = truth::page(&mut transaction, from, to, committed).await?;
-        let rows = run_rows_between(&mut transaction, from, to).await?;
+        let mut source = Snapshot(&mut transaction);
+        let runs = truth::page(&mut source, from, to, committed).await?;
+        let rows = source.rows_of(from, to).await?;
         for run in runs.iter().filter(|run| !self.changed.contains(&run.number)) {
-            let row = anew(run)?;
+            let row = run.anew()?;
             self.report.runs += 1;
             self.report.events += run.stream.len() as u64;
             self.report.differed += u64::from(!rows.contains(&row));
@@ -157,14 +159,15 @@ impl Rebuild<'_> {
         self.service = refresh_service_log(&mut transaction, &self.service).await?;
         let mut problems = Vec::new();
         let wanted = |run| self.changed.contains(&run);
-        let (mut committed, _) = truth::committed(&mut transaction, 0, wanted, &mut problems).await?;
+        let (mut committed, _) = truth::committed(&mut Snapshot(&mut transaction), 0, wanted, &mut problems).await?;
         sound(&problems, None)?;
         for number in &self.changed {
-            for run in truth::page(&mut transaction, *number, number + 1, &mut committed).await? {
-                let row = anew(&run)?;
+            let mut source = Snapshot(&mut transaction);
+            for run in truth::page(&mut source, *number, number + 1, &mut committed).await? {
+                let row = run.anew()?;
                 self.report.runs += 1;
                 self.report.events += run.stream.len() as u64;
-                let before = run_rows_between(&mut transaction, *number, number + 1).await?;
+                let before = Snapshot(&mut transaction).rows_of(*number, number + 1).await?;
                 self.report.differed += u64::from(!before.contains(&row));
                 put(&mut transaction, &row).await?;
                 arm(&mut transaction, &row, &self.service, self.clock).await?;
@@ -201,34 +204,12 @@ async fn note_changed(
     let runs: Vec<i64> = sqlx::query_scalar(select).bind(*events_through).fetch_all(&mut *connection).await?;
     changed.extend(runs);
     let mut problems = Vec::new();
-    let (beats, last) = truth::committed(connection, *beats_through, |_| true, &mut problems).await?;
+    let (beats, last) = truth::committed(&mut Snapshot(connection), *beats_through, |_| true, &mut problems).await?;
     sound(&problems, None)?;
     changed.extend(beats.keys());
-    let head = Head::read(connection).await?;
+    let head = head(connection).await?;
     (*events_through, *beats_through) = (head.position, last);
     Ok(())
-}
-
-/// A damaged log must not become a projection that looks well.
-fn sound(problems: &[truth::Problem], run: Option<lastbeat_domain::RunId>) -> Result<(), StoreError> {
-    match problems.first() {
-        None => Ok(()),
-        Some((_, message)) => {
-            let of = run.map_or_else(String::new, |run| format!("run {run}: "));
-            Err(StoreError::Corrupt(format!("the log itself: {of}{message}; restore it from a backup")))
-        }
-    }
-}
-
-fn anew(run: &TrueRun) -> Result<RunRow, StoreError> {
-    sound(&run.problems, run.id)?;
-    let folded = run.fold().map_err(|problem| match sound(&[problem], run.id) {
-        Err(error) => error,
-        Ok(()) => StoreError::Closed,
-    })?;
-    let mut tail = Vec::new();
-    run.tail.iter().for_each(|beat| packing::push_to_tail(&mut tail, *beat));
-    Ok(RunRow { number: run.number, run: folded, tail })
 }
 
 async fn put(connection: &mut SqliteConnection, row: &RunRow) -> Result<(), StoreError> {
@@ -245,5 +226,6 @@ async fn arm(
 ) -> Result<(), StoreError> {
     let now = clock.now().max(row.run.updated_at);
     let policy = service.policy(&row.run.lane, now);
-    set_due(connection, row.number, judge(&row.run, &policy, &service.listening(now), now).check_at()).await
+    let check_at = judge(&row.run, &policy, &service.listening(now), now).check_at();
+    set_due(connection, row.number, check_at.map(|at| (at, Span::ZERO))).await
 }

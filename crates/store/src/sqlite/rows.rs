@@ -1,6 +1,7 @@
 //! Rows to values and back.
 
-use lastbeat_domain::event::RunEvent;
+use std::borrow::Cow;
+
 use lastbeat_domain::run::{CancelRequest, Claim, LastBeat, Outcome, Reaped, Waiting};
 use lastbeat_domain::verdict::BasisFact;
 use lastbeat_domain::{ClaimId, Name, Run, RunId, Status, Timestamp};
@@ -10,17 +11,12 @@ use sqlx::Row;
 use sqlx::sqlite::{SqliteArguments, SqliteRow};
 use uuid::Uuid;
 
+use crate::batch::RunRow;
 use crate::error::StoreError;
+use crate::log::{BeatsRow, EventRow, SegmentRow, signed, unsigned};
+use crate::packing;
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
-
-/// A run of the projection with its number inside the store and its tail.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) struct RunRow {
-    pub(super) number: i64,
-    pub(super) run: Run,
-    pub(super) tail: Vec<u8>,
-}
 
 /// All columns of `runs`, for SELECT.
 pub(super) const RUN_COLUMNS: &str = "number, id, lane, goal, device, unique_key, labels, status, attempt, claim, \
@@ -80,7 +76,14 @@ pub(super) fn bind_run<'q>(query: Query<'q>, row: &RunRow) -> Query<'q> {
         .bind(signed(run.version))
         .bind(run.updated_at.as_micros())
         .bind(run.quarantined.clone())
-        .bind(row.tail.clone())
+        .bind(pack_tail(row))
+}
+
+/// Packs a run's tail for its column. One that could not be unpacked is never written back.
+pub(super) fn pack_tail(row: &RunRow) -> Vec<u8> {
+    let mut tail = Vec::new();
+    row.tail.iter().flatten().for_each(|beat| packing::push_to_tail(&mut tail, *beat));
+    tail
 }
 
 /// Reads a row of `runs`.
@@ -128,31 +131,55 @@ pub(super) fn read_run(row: &SqliteRow) -> Result<RunRow, StoreError> {
         updated_at: read_instant(row, "updated_at")?.ok_or_else(|| missing(id, "updated_at"))?,
         quarantined: row.try_get("quarantined")?,
     };
-    Ok(RunRow { number: row.try_get("number")?, run, tail: row.try_get("tail")? })
-}
-
-/// Returns what `created` says that the projection does not carry.
-pub(super) fn input_of(event: &RunEvent) -> Option<serde_json::Value> {
-    match event {
-        RunEvent::Created { input, .. } => input.clone(),
-        _ => None,
-    }
-}
-
-/// Counts are stored as signed integers; none comes near the sign.
-pub(super) fn signed(count: u64) -> i64 {
-    i64::try_from(count).unwrap_or(i64::MAX)
-}
-
-/// Reads a count that was stored as a signed integer.
-pub(super) fn unsigned(stored: i64) -> Result<u64, StoreError> {
-    u64::try_from(stored).map_err(|_| StoreError::Corrupt(format!("a count is negative: {stored}")))
+    let tail = packing::unpack_tail(row.try_get("tail")?);
+    Ok(RunRow { number: row.try_get("number")?, run, tail })
 }
 
 pub(super) fn read_id(row: &SqliteRow, column: &str) -> Result<RunId, StoreError> {
     let bytes: Vec<u8> = row.try_get(column)?;
     let uuid = Uuid::from_slice(&bytes).map_err(|_| StoreError::Corrupt(format!("{column} is not a UUID")))?;
     Ok(RunId::from_uuid(uuid))
+}
+
+/// Reads a row of `events`.
+pub(super) fn read_event(row: &SqliteRow) -> Result<EventRow, StoreError> {
+    Ok(EventRow {
+        position: row.try_get("position")?,
+        run: row.try_get("run")?,
+        version: row.try_get("version")?,
+        recorded_at: row.try_get("recorded_at")?,
+        type_name: Cow::Owned(row.try_get("type")?),
+        schema: row.try_get("schema")?,
+        run_id: row.try_get("run_id")?,
+        body: row.try_get("body")?,
+        digest: row.try_get("digest")?,
+    })
+}
+
+/// Reads a row of `beats`.
+pub(super) fn read_beats(row: &SqliteRow) -> Result<BeatsRow, StoreError> {
+    Ok(BeatsRow {
+        position: row.try_get("position")?,
+        recorded_at: row.try_get("recorded_at")?,
+        count: row.try_get("count")?,
+        data: row.try_get("data")?,
+        digest: row.try_get("digest")?,
+    })
+}
+
+/// Reads a row of `segments`.
+pub(super) fn read_segment(row: &SqliteRow) -> Result<SegmentRow, StoreError> {
+    Ok(SegmentRow {
+        run: row.try_get("run")?,
+        first_version: row.try_get("first_version")?,
+        last_version: row.try_get("last_version")?,
+        attempt: row.try_get("attempt")?,
+        first_at: row.try_get("first_at")?,
+        last_at: row.try_get("last_at")?,
+        count: row.try_get("count")?,
+        data: row.try_get("data")?,
+        digest: row.try_get("digest")?,
+    })
 }
 
 pub(super) fn to_json<T: Serialize>(value: &T) -> String {

@@ -4,30 +4,24 @@
 //! commands that arrive wait together for the next one. A caller that goes away does not stop the task, so a
 //! transaction is never cancelled half-way.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::listening::ClockSample;
-use lastbeat_domain::{Name, RunId};
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
 use tokio::sync::{mpsc, oneshot};
 
-use super::read::refresh_service_log;
-use super::transaction::Batch;
+use super::read::{self, refresh_service_log};
+use super::{ground, write};
+use crate::batch::Batch;
 use crate::clock::Clock;
-use crate::error::{CommandError, StoreError};
+use crate::error::StoreError;
 use crate::import::{CheckedImport, ImportReport};
+use crate::queue::{BATCH_COMMANDS_MAX, QUEUE_MAX, Queue, Waiting, answer_all};
 use crate::service::ServiceLog;
 use crate::{ImportError, Outcome};
-
-/// How many commands one transaction carries at the most.
-const BATCH_COMMANDS_MAX: usize = 1_000;
-/// How many bytes of payload one transaction carries at the most, one command apart.
-const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
-/// How many commands may wait before callers do.
-const QUEUE_MAX: usize = 4_096;
 
 /// Something for the writer to do.
 pub(super) enum Job {
@@ -42,14 +36,9 @@ pub(super) enum Job {
 /// Starts the writer on a connection.
 pub(super) fn start(connection: SqliteConnection, clock: Arc<dyn Clock>) -> mpsc::Sender<Job> {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-    let writer = Writer { connection, clock, service: Arc::default(), last_beacon: None, waiting: VecDeque::new() };
+    let writer = Writer { connection, clock, service: Arc::default(), last_beacon: None, waiting: Queue::default() };
     tokio::spawn(writer.run(receiver));
     sender
-}
-
-struct Waiting {
-    command: Command,
-    reply: oneshot::Sender<Outcome>,
 }
 
 struct Writer {
@@ -58,7 +47,7 @@ struct Writer {
     service: Arc<ServiceLog>,
     /// The clocks as they were at this process's last beacon.
     last_beacon: Option<ClockSample>,
-    waiting: VecDeque<Waiting>,
+    waiting: Queue,
 }
 
 impl Writer {
@@ -67,23 +56,21 @@ impl Writer {
             let mut other = None;
             if self.waiting.is_empty() {
                 match jobs.recv().await {
-                    Some(Job::Execute { command, reply }) => {
-                        self.waiting.push_back(Waiting { command, reply });
-                    }
+                    Some(Job::Execute { command, reply }) => self.waiting.push(command, reply),
                     Some(job) => other = Some(job),
                     None => break,
                 }
             }
             while other.is_none() && self.waiting.len() < BATCH_COMMANDS_MAX {
                 match jobs.try_recv() {
-                    Ok(Job::Execute { command, reply }) => self.waiting.push_back(Waiting { command, reply }),
+                    Ok(Job::Execute { command, reply }) => self.waiting.push(command, reply),
                     Ok(job) => other = Some(job),
                     Err(_) => break,
                 }
             }
             // What came before the import or the close is carried out before it.
             while !self.waiting.is_empty() {
-                let batch = self.next_batch();
+                let batch = self.waiting.next_batch();
                 self.carry_out(batch).await;
                 if other.is_none() {
                     break;
@@ -106,37 +93,6 @@ impl Writer {
             }
         }
         let _ = self.connection.close().await;
-    }
-
-    /// Takes the commands of the next transaction: at most one for a run and one for a unique key, so what must come
-    /// after another one waits for the next.
-    fn next_batch(&mut self) -> Vec<Waiting> {
-        let (mut batch, mut later) = (Vec::new(), VecDeque::new());
-        let (mut runs, mut keys): (HashSet<RunId>, HashSet<Name>) = (HashSet::new(), HashSet::new());
-        let mut bytes = 0;
-        while let Some(waiting) = self.waiting.pop_front() {
-            let run = waiting.command.run();
-            let key = waiting.command.unique_key();
-            let clashes = run.is_some_and(|run| runs.contains(&run)) || key.is_some_and(|key| keys.contains(key));
-            let size = payload_bytes(&waiting.command);
-            let full = batch.len() >= BATCH_COMMANDS_MAX || bytes + size > BATCH_BYTES_MAX;
-            if clashes || (full && !batch.is_empty()) {
-                runs.extend(run);
-                keys.extend(key.cloned());
-                later.push_back(waiting);
-                if full {
-                    break;
-                }
-                continue;
-            }
-            runs.extend(run);
-            keys.extend(key.cloned());
-            bytes += size;
-            batch.push(waiting);
-        }
-        later.append(&mut self.waiting);
-        self.waiting = later;
-        batch
     }
 
     /// Carries out a batch. A failure that may lie in one command is sought by halves, so that it fails no other.
@@ -165,42 +121,18 @@ impl Writer {
         // Log time is read under the lock, so that it is in the order of commits.
         let clocks = (self.clock.boottime(), self.clock.now(), self.clock.boottime());
         self.service = refresh_service_log(&mut transaction, &self.service).await?;
+        let head = read::head(&mut transaction).await?;
+        let now = clocks.1.max(head.latest_at.next());
+        let ground = ground::read(&mut transaction, &self.service, commands, now).await?;
         let service = Arc::clone(&self.service);
-        let last_beacon = self.last_beacon.as_ref();
-        let mut batch = Batch::begin(&mut transaction, service, clocks, last_beacon, commands).await?;
-        let mut outcomes = Vec::with_capacity(commands.len());
-        for command in commands {
-            outcomes.push(batch.apply(command).await?);
-        }
-        let beacon = batch.finish().await?;
+        let mut batch = Batch::begin(ground, service, head, clocks, self.last_beacon.as_ref(), commands);
+        let outcomes = batch.decide_all(commands)?;
+        let decided = batch.finish();
+        write::apply(&mut transaction, &decided.writes, &decided.head).await?;
         transaction.commit().await?;
-        if beacon.is_some() {
-            self.last_beacon = beacon;
+        if decided.beacon.is_some() {
+            self.last_beacon = decided.beacon;
         }
         Ok(outcomes)
     }
-}
-
-fn answer_all(batch: Vec<Waiting>, error: StoreError) {
-    let text = match &error {
-        StoreError::Unavailable(why) => why.clone(),
-        other => other.to_string(),
-    };
-    let mut first = Some(error);
-    for waiting in batch {
-        let error = first.take().unwrap_or_else(|| StoreError::Unavailable(text.clone()));
-        let _ = waiting.reply.send(Err(CommandError::Failed(error)));
-    }
-}
-
-/// The bytes of the parts of a command that may be large.
-fn payload_bytes(command: &Command) -> usize {
-    let value = match command {
-        Command::Create { spec, .. } => spec.input.as_ref(),
-        Command::Heartbeat { progress, .. } => progress.as_ref(),
-        Command::Complete { output, .. } => output.as_ref(),
-        Command::Fail { error, .. } => return error.len(),
-        _ => None,
-    };
-    value.map_or(0, |value| value.to_string().len())
 }

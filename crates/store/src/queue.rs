@@ -1,0 +1,115 @@
+//! The commands that wait for a writer, and how they are grouped into transactions.
+
+use std::collections::{HashSet, VecDeque};
+
+use lastbeat_domain::decide::{Command, IdempotencyKey};
+use lastbeat_domain::{Name, RunId};
+use tokio::sync::oneshot;
+
+use crate::Outcome;
+use crate::error::{CommandError, StoreError};
+
+/// How many commands one transaction carries at the most.
+pub(crate) const BATCH_COMMANDS_MAX: usize = 1_000;
+/// How many bytes of payload one transaction carries at the most, one command apart.
+const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// How many commands may wait before callers do.
+pub(crate) const QUEUE_MAX: usize = 4_096;
+
+/// A command that waits, and who waits for its outcome.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) command: Command,
+    pub(crate) reply: oneshot::Sender<Outcome>,
+}
+
+/// The commands that wait, in the order in which they came.
+#[derive(Debug, Default)]
+pub(crate) struct Queue(VecDeque<Waiting>);
+
+/// What a batch names already.
+#[derive(Default)]
+struct Named {
+    runs: HashSet<RunId>,
+    keys: HashSet<Name>,
+    idempotency_keys: HashSet<IdempotencyKey>,
+}
+
+impl Named {
+    fn clashes(&self, command: &Command) -> bool {
+        command.run().is_some_and(|run| self.runs.contains(&run))
+            || command.unique_key().is_some_and(|key| self.keys.contains(key))
+            || command.idempotency_key().is_some_and(|key| self.idempotency_keys.contains(key))
+    }
+
+    fn add(&mut self, command: &Command) {
+        self.runs.extend(command.run());
+        self.keys.extend(command.unique_key().cloned());
+        self.idempotency_keys.extend(command.idempotency_key().cloned());
+    }
+}
+
+impl Queue {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) fn push(&mut self, command: Command, reply: oneshot::Sender<Outcome>) {
+        self.0.push_back(Waiting { command, reply });
+    }
+
+    /// Takes the commands of the next transaction: at most one for a run, a unique key and an idempotency key, so what
+    /// must come after another one waits for the next.
+    pub(crate) fn next_batch(&mut self) -> Vec<Waiting> {
+        let (mut batch, mut later) = (Vec::new(), VecDeque::new());
+        let mut named = Named::default();
+        let mut bytes = 0;
+        while let Some(waiting) = self.0.pop_front() {
+            let clashes = named.clashes(&waiting.command);
+            let size = payload_bytes(&waiting.command);
+            let full = batch.len() >= BATCH_COMMANDS_MAX || bytes + size > BATCH_BYTES_MAX;
+            named.add(&waiting.command);
+            if clashes || (full && !batch.is_empty()) {
+                later.push_back(waiting);
+                if full {
+                    break;
+                }
+                continue;
+            }
+            bytes += size;
+            batch.push(waiting);
+        }
+        later.append(&mut self.0);
+        self.0 = later;
+        batch
+    }
+}
+
+/// Answers every command of a batch with the failure of its transaction.
+pub(crate) fn answer_all(batch: Vec<Waiting>, error: StoreError) {
+    let text = match &error {
+        StoreError::Unavailable(why) => why.clone(),
+        other => other.to_string(),
+    };
+    let mut first = Some(error);
+    for waiting in batch {
+        let error = first.take().unwrap_or_else(|| StoreError::Unavailable(text.clone()));
+        let _ = waiting.reply.send(Err(CommandError::Failed(error)));
+    }
+}
+
+/// The bytes of the parts of a command that may be large.
+fn payload_bytes(command: &Command) -> usize {
+    let value = match command.inner() {
+        Command::Create { spec, .. } => spec.input.as_ref(),
+        Command::Heartbeat { progress, .. } => progress.as_ref(),
+        Command::Complete { output, .. } => output.as_ref(),
+        Command::Fail { error, .. } => return error.len(),
+        _ => None,
+    };
+    value.map_or(0, |value| value.to_string().len())
+}

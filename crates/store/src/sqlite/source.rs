@@ -1,0 +1,115 @@
+//! One snapshot of a file, as `verify` and `rebuild` read it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use lastbeat_domain::{Name, Span, Timestamp};
+use sqlx::sqlite::SqliteConnection;
+use sqlx::{AssertSqlSafe, Row};
+
+use super::read;
+use super::rows::{RUN_COLUMNS, read_beats, read_event, read_run, read_segment};
+use crate::batch::{Head, RunRow};
+use crate::error::StoreError;
+use crate::log::{BeatsRow, EventRow, SegmentRow, unsigned};
+use crate::truth::{Extent, Source, Table};
+
+/// The triggers that keep the log append-only.
+const TRIGGERS: [&str; 9] = [
+    "events_no_update",
+    "events_no_delete",
+    "events_no_replace",
+    "beats_no_update",
+    "beats_no_delete",
+    "beats_no_replace",
+    "segments_no_update",
+    "segments_no_delete",
+    "segments_no_replace",
+];
+
+/// A connection that holds a snapshot, or the write lock.
+pub(super) struct Snapshot<'c>(pub(super) &'c mut SqliteConnection);
+
+#[async_trait]
+impl Source for Snapshot<'_> {
+    async fn head(&mut self) -> Result<Head, StoreError> {
+        read::head(self.0).await
+    }
+
+    async fn missing_triggers(&mut self) -> Result<Vec<String>, StoreError> {
+        let found: Vec<String> =
+            sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetch_all(&mut *self.0).await?;
+        Ok(TRIGGERS.iter().map(|name| (*name).to_owned()).filter(|trigger| !found.contains(trigger)).collect())
+    }
+
+    async fn size(&mut self) -> Result<(i64, i64), StoreError> {
+        let last: i64 = sqlx::query_scalar(
+            "SELECT max(coalesce((SELECT max(run) FROM events), 0), coalesce((SELECT max(run) FROM segments), 0), \
+             coalesce((SELECT max(number) FROM runs), 0))",
+        )
+        .fetch_one(&mut *self.0)
+        .await?;
+        let beats = sqlx::query_scalar("SELECT coalesce(sum(count), 0) FROM beats").fetch_one(&mut *self.0).await?;
+        Ok((last, beats))
+    }
+
+    async fn service_rows(&mut self) -> Result<Vec<EventRow>, StoreError> {
+        let select = "SELECT * FROM events WHERE run IS NULL ORDER BY position";
+        sqlx::query(select).fetch_all(&mut *self.0).await?.iter().map(read_event).collect()
+    }
+
+    async fn extent(&mut self, table: Table) -> Result<Extent, StoreError> {
+        let name = table.name();
+        let select = format!("SELECT count(*) AS rows, max(position) AS last, max(recorded_at) AS latest FROM {name}");
+        let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *self.0).await?;
+        Ok(Extent { rows: row.try_get("rows")?, last: row.try_get("last")?, latest_at: row.try_get("latest")? })
+    }
+
+    async fn holes(&mut self, table: Table, after: i64, end: i64, limit: i64) -> Result<Vec<(i64, i64)>, StoreError> {
+        let table = table.name();
+        let select = format!(
+            "SELECT here.position + 1 AS first, \
+             coalesce((SELECT min(position) FROM {table} WHERE position > here.position), ?2 + 1) - 1 AS last \
+             FROM (SELECT position FROM {table} UNION SELECT ?1) AS here \
+             WHERE here.position >= ?1 AND here.position < ?2 \
+             AND NOT EXISTS (SELECT 1 FROM {table} WHERE position = here.position + 1) ORDER BY 1 LIMIT ?3"
+        );
+        let query = sqlx::query_as(AssertSqlSafe(select)).bind(after).bind(end).bind(limit);
+        Ok(query.fetch_all(&mut *self.0).await?)
+    }
+
+    async fn beats_after(&mut self, position: i64, limit: i64) -> Result<Vec<BeatsRow>, StoreError> {
+        let select = "SELECT * FROM beats WHERE position > ? ORDER BY position LIMIT ?";
+        let query = sqlx::query(select).bind(position).bind(limit);
+        query.fetch_all(&mut *self.0).await?.iter().map(read_beats).collect()
+    }
+
+    async fn events_of(&mut self, from: i64, to: i64) -> Result<Vec<EventRow>, StoreError> {
+        let select = "SELECT * FROM events WHERE run >= ? AND run < ? ORDER BY run, version";
+        sqlx::query(select).bind(from).bind(to).fetch_all(&mut *self.0).await?.iter().map(read_event).collect()
+    }
+
+    async fn segments_of(&mut self, from: i64, to: i64) -> Result<Vec<SegmentRow>, StoreError> {
+        let select = "SELECT * FROM segments WHERE run >= ? AND run < ? ORDER BY run, first_version";
+        sqlx::query(select).bind(from).bind(to).fetch_all(&mut *self.0).await?.iter().map(read_segment).collect()
+    }
+
+    async fn rows_of(&mut self, from: i64, to: i64) -> Result<Vec<RunRow>, StoreError> {
+        let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number >= ? AND number < ? ORDER BY number");
+        let query = sqlx::query(AssertSqlSafe(select)).bind(from).bind(to);
+        query.fetch_all(&mut *self.0).await?.iter().map(read_run).collect()
+    }
+
+    async fn due_of(&mut self, from: i64, to: i64) -> Result<BTreeMap<i64, (Timestamp, Span)>, StoreError> {
+        let select = "SELECT run, check_at, delay FROM due WHERE run >= ? AND run < ?";
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(select).bind(from).bind(to).fetch_all(&mut *self.0).await?;
+        let due = |(run, check_at, delay): (i64, i64, i64)| {
+            Ok((run, (Timestamp::from_micros(check_at), Span::from_micros(unsigned(delay)?))))
+        };
+        rows.into_iter().map(due).collect()
+    }
+
+    async fn rearming(&mut self) -> Result<BTreeSet<Name>, StoreError> {
+        Ok(read::lanes(self.0, true).await?.into_iter().collect())
+    }
+}
