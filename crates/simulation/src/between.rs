@@ -51,7 +51,13 @@ pub(crate) struct Parcel {
 #[derive(Clone, Debug)]
 pub(crate) enum Said {
     /// It was done.
-    Done { appended: Vec<Recorded>, service: Vec<ServiceRecorded>, run: Option<Box<Run>> },
+    Done {
+        appended: Vec<Recorded>,
+        service: Vec<ServiceRecorded>,
+        run: Option<Box<Run>>,
+        /// The run, if its executor is told to stop working on it.
+        cancel: Option<RunId>,
+    },
     /// It was decided against; `left_behind` was recorded all the same, or before.
     Refused { code: RefusalCode, left_behind: Vec<Recorded> },
     /// It could not be decided or written.
@@ -61,11 +67,13 @@ pub(crate) enum Said {
 impl Said {
     fn of(outcome: &Outcome) -> Said {
         match outcome {
-            Ok(answer) => Said::Done {
-                appended: answer.appended.clone(),
-                service: answer.service.clone(),
-                run: answer.judged.as_ref().map(|judged| Box::new(judged.run.clone())),
-            },
+            Ok(answer) => {
+                let run = answer.judged.as_ref().map(|judged| Box::new(judged.run.clone()));
+                let held = run.as_ref().filter(|run| run.cancel_requested.is_some() && run.status.is_in_flight());
+                let heard = answer.heard.as_ref().filter(|heard| heard.cancel_requested);
+                let cancel = held.map(|run| run.id).or(heard.map(|heard| heard.run));
+                Said::Done { appended: answer.appended.clone(), service: answer.service.clone(), run, cancel }
+            }
             Err(CommandError::Refused(refusal)) => Said::Refused { code: refusal.code, left_behind: Vec::new() },
             Err(CommandError::Failed(error)) => Said::Failed(error.to_string()),
         }

@@ -299,11 +299,10 @@ impl World {
         }
         let seen = self.post(parcel).await?;
         self.react(&seen);
-        if let (Some((executor, generation)), Said::Done { run: Some(run), .. }) = (seen.parcel.from, &seen.said) {
-            let asked = run.cancel_requested.is_some() && run.status.is_in_flight();
+        if let (Some((executor, generation)), Said::Done { cancel: Some(run), .. }) = (seen.parcel.from, &seen.said) {
             let own = &self.executors[executor];
-            let work = own.work.as_ref().filter(|work| own.generation == generation && work.report.run == run.id);
-            if let Some(report) = work.filter(|_| asked).map(|work| work.report.clone())
+            let work = own.work.as_ref().filter(|work| own.generation == generation && work.report.run == *run);
+            if let Some(report) = work.map(|work| work.report.clone())
                 && self.random.chance(60)
             {
                 let command = Command::AcknowledgeCancel(report);
