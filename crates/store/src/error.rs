@@ -8,8 +8,34 @@ use lastbeat_domain::{RunId, Timestamp};
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The database URL is of no form that this program knows.
-    #[error("`{0}` is not a database URL that this program knows; write it like sqlite://lastbeat.db")]
+    #[error(
+        "`{0}` is not a database URL that this program knows; write it like \
+             sqlite://lastbeat.db or postgres://user@host/database"
+    )]
     BadUrl(String),
+    /// The URL of a PostgreSQL server names no user.
+    #[error("`{0}` names no user; write it like postgres://user@host/database, or set PGUSER")]
+    NoUser(String),
+    /// The schema of a PostgreSQL database is not there, or older than this program.
+    #[error("the database's schema is version {found}, and this program needs {known}; run `lastbeat migrate`")]
+    NotMigrated {
+        /// The version of the database; 0 if it was never migrated.
+        found: i64,
+        /// The version that this program needs.
+        known: i64,
+    },
+    /// The PostgreSQL server is too old.
+    #[error("the server is PostgreSQL {found}; at least 15 is needed")]
+    ServerTooOld {
+        /// The version of the server.
+        found: String,
+    },
+    /// A role's name cannot be taken.
+    #[error("`{0}` cannot be the name of a role here; use lower-case letters, digits and underscores")]
+    BadRole(String),
+    /// This backend does not do that.
+    #[error("this program does not do that for PostgreSQL: {0}")]
+    Unsupported(&'static str),
     /// There is no database there, and the caller did not come to write.
     #[error("there is no database at {path}; `lastbeat migrate` makes one, and so does the first command that writes")]
     NoDatabase {
@@ -85,20 +111,58 @@ impl From<sqlx::Error> for StoreError {
     fn from(error: sqlx::Error) -> StoreError {
         match &error {
             sqlx::Error::Database(database) => {
-                // Primary result codes of SQLite stand in the low byte: https://sqlite.org/rescode.html
-                match database.code().and_then(|code| code.parse::<i32>().ok()).map(|code| code & 0xff) {
-                    Some(5 | 6) => StoreError::Unavailable("another process keeps it locked".to_owned()),
-                    Some(8 | 10 | 13 | 14) => StoreError::Unavailable(database.message().to_owned()),
-                    Some(11 | 26) => StoreError::Corrupt(database.message().to_owned()),
-                    _ => StoreError::Statement(error),
-                }
+                let known = match database.try_downcast_ref::<sqlx::postgres::PgDatabaseError>() {
+                    Some(postgres) => of_postgres(postgres),
+                    None => of_sqlite(database.as_ref()),
+                };
+                known.unwrap_or(StoreError::Statement(error))
             }
             sqlx::Error::Io(io) => StoreError::Unavailable(io.to_string()),
-            sqlx::Error::PoolTimedOut => StoreError::Unavailable("all connections are in use".to_owned()),
+            sqlx::Error::Tls(tls) => StoreError::Unavailable(tls.to_string()),
+            sqlx::Error::Protocol(what) => StoreError::Unavailable(what.clone()),
+            sqlx::Error::PoolTimedOut => StoreError::Unavailable("it gave no connection in time".to_owned()),
             sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => StoreError::Closed,
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => StoreError::Corrupt(error.to_string()),
             _ => StoreError::Statement(error),
         }
+    }
+}
+
+/// What an error of SQLite means. Primary result codes stand in the low byte: <https://sqlite.org/rescode.html>
+fn of_sqlite(error: &dyn sqlx::error::DatabaseError) -> Option<StoreError> {
+    match error.code().and_then(|code| code.parse::<i32>().ok()).map(|code| code & 0xff) {
+        Some(5 | 6) => Some(StoreError::Unavailable("another process keeps it locked".to_owned())),
+        Some(8 | 10 | 13 | 14) => Some(StoreError::Unavailable(error.message().to_owned())),
+        Some(11 | 26) => Some(StoreError::Corrupt(error.message().to_owned())),
+        _ => None,
+    }
+}
+
+/// What an error of PostgreSQL means: <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+fn of_postgres(error: &sqlx::postgres::PgDatabaseError) -> Option<StoreError> {
+    let message = error.message().to_owned();
+    match error.code() {
+        // Lost connections, a server that stops, starts or is full, a read-only one; timeouts, deadlocks.
+        "25006" | "25P03" | "40001" | "40P01" | "55P03" | "57014" | "57P01" | "57P02" | "57P03" | "57P05" => {
+            Some(StoreError::Unavailable(message))
+        }
+        code if code.starts_with("08") || code.starts_with("53") || code.starts_with("58") => {
+            Some(StoreError::Unavailable(message))
+        }
+        "42P01" | "42883" => Some(StoreError::NotMigrated { found: 0, known: crate::postgres::SCHEMA_VERSION }),
+        code if code.starts_with("28") || code == "3D000" => {
+            Some(StoreError::Unreadable { path: "the database".to_owned(), why: message })
+        }
+        code if code.starts_with("XX00") => Some(StoreError::Corrupt(message)),
+        _ => None,
+    }
+}
+
+/// Cuts user and password out of a URL, for messages.
+pub(crate) fn without_password(url: &str) -> String {
+    match (url.find("://"), url.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}…{}", &url[..scheme + 3], &url[at..]),
+        _ => url.to_owned(),
     }
 }
 

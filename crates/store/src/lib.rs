@@ -1,6 +1,7 @@
 //! The append-only log of Lastbeat, its projection, and the one path on which both are written.
 //!
-//! A [`Store`] is asked and told through the trait; [`sqlite::SqliteStore`] keeps it in one file. Facts are the truth,
+//! A [`Store`] is asked and told through the trait; [`sqlite::SqliteStore`] keeps it in one file, and
+//! [`postgres::PostgresStore`] in a database that many processes share. Facts are the truth,
 //! the projection is made from them, and no answer about a run comes from here without [`judge`]: see [`ask`].
 //!
 //! Every write goes through [`Store::execute`] or one of its siblings: [`Store::import`] and [`Store::rebuild`].
@@ -16,6 +17,7 @@ mod idempotency;
 mod import;
 mod log;
 mod packing;
+pub mod postgres;
 mod queue;
 mod record;
 mod replay;
@@ -235,11 +237,15 @@ pub trait Store: Send + Sync {
     async fn close(&self);
 }
 
-/// Opens the store that a database URL names. `create` makes and migrates it where it is missing.
+/// Opens the store that a database URL names. `create` makes and migrates a file where it is missing; a PostgreSQL
+/// database is made ready by [`postgres::migrate`], on purpose.
 ///
 /// # Errors
 /// If the URL is of no known form, or the database is missing, unreadable, another program's or too new.
 pub async fn open(url: &str, create: bool) -> Result<Arc<dyn Store>, StoreError> {
+    if postgres::is_url(url) {
+        return Ok(Arc::new(postgres::PostgresStore::open(url, None).await?));
+    }
     let store = sqlite::SqliteStore::open(url, create, Arc::new(SystemClock)).await?;
     Ok(Arc::new(store))
 }

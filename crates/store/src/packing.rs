@@ -24,7 +24,8 @@ pub(crate) const TAIL_BEATS_MAX: usize = 30;
 /// How many heartbeats an imported segment holds at the most.
 pub(crate) const SEGMENT_BEATS_MAX: usize = 512;
 
-const STEP_BYTES: usize = 16;
+/// How many bytes a heartbeat takes in a tail.
+pub(crate) const TAIL_STEP_BYTES: usize = 16;
 
 /// Says that packed bytes cannot be unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +43,7 @@ pub(crate) fn push_to_tail(tail: &mut Vec<u8>, beat: Beat) {
 /// # Errors
 /// If it ends within a step.
 pub(crate) fn unpack_tail(tail: &[u8]) -> Result<Vec<Beat>, PackingError> {
-    let steps = tail.chunks_exact(STEP_BYTES);
+    let steps = tail.chunks_exact(TAIL_STEP_BYTES);
     if !steps.remainder().is_empty() {
         return Err(PackingError);
     }

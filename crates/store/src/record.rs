@@ -173,6 +173,11 @@ fn encode<T: Serialize>(event: &T) -> String {
     serde_json::to_string(event).unwrap_or_default()
 }
 
+/// Writes a fact of a run as a line of an export.
+pub(crate) fn line(fact: &Stored) -> String {
+    encode(fact)
+}
+
 /// Reads the body of a run's row.
 ///
 /// # Errors

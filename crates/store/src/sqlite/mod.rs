@@ -199,7 +199,7 @@ impl Store for SqliteStore {
             after = last.number;
             for row in &page {
                 for fact in read::whole_stream(&mut snapshot, row).await? {
-                    let line = rows::to_json(&fact);
+                    let line = record::line(&fact);
                     sink(line.as_str()).map_err(StoreError::Output)?;
                     lines += 1;
                 }

@@ -7,7 +7,7 @@ use backon::ExponentialBuilder;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
-use crate::error::StoreError;
+use crate::error::{StoreError, without_password};
 
 /// Says whose file it is, in the file's header: "LBT1". See <https://sqlite.org/pragma.html#pragma_application_id>.
 const APPLICATION_ID: i64 = 0x4c42_5431;
@@ -35,14 +35,6 @@ pub(super) fn path_of(url: &str) -> Result<PathBuf, StoreError> {
     match path {
         Some(path) if !path.is_empty() && !path.contains(":memory:") && !path.contains('?') => Ok(PathBuf::from(path)),
         _ => Err(StoreError::BadUrl(without_password(url))),
-    }
-}
-
-/// Cuts user and password out of a URL, for messages.
-fn without_password(url: &str) -> String {
-    match (url.find("://"), url.rfind('@')) {
-        (Some(scheme), Some(at)) if scheme + 3 <= at => format!("{}…{}", &url[..scheme + 3], &url[at..]),
-        _ => url.to_owned(),
     }
 }
 

@@ -1,0 +1,54 @@
+//! Writing checked histories, in one transaction.
+
+use std::sync::Arc;
+
+use sqlx::Executor;
+use sqlx::postgres::PgConnection;
+
+use super::clock::PgClock;
+use super::read::refresh_service_log;
+use super::write;
+use super::writer::{End, lock_log};
+use crate::error::{ImportError, StoreError};
+use crate::import::CheckedImport;
+use crate::service::ServiceLog;
+
+/// Writes checked histories up to the commit, which the caller makes. Returns the number of the transaction.
+pub(super) async fn import(
+    connection: &mut PgConnection,
+    clock: &PgClock,
+    import: &CheckedImport,
+) -> Result<String, ImportError> {
+    connection.execute("BEGIN").await.map_err(StoreError::from)?;
+    // It takes as long as it takes.
+    connection.execute("SET LOCAL statement_timeout = 0").await.map_err(StoreError::from)?;
+    let End { head, clocks, transaction } = lock_log(connection, clock).await?;
+    check_empty(connection, import).await?;
+    let service = refresh_service_log(connection, &Arc::<ServiceLog>::default()).await?;
+    let (writes, head) = import.writes(head, &service, clocks.1);
+    write::apply(connection, &writes, head.latest_at).await?;
+    // Its heartbeats stand in segments, where the end of the log is not looked for.
+    sqlx::query("UPDATE head SET latest_at = greatest(latest_at, $1)")
+        .bind(head.latest_at.as_micros())
+        .execute(connection)
+        .await
+        .map_err(StoreError::from)?;
+    Ok(transaction)
+}
+
+async fn check_empty(connection: &mut PgConnection, import: &CheckedImport) -> Result<(), ImportError> {
+    let (runs, events): (bool, bool) = sqlx::query_as(
+        "SELECT EXISTS (SELECT FROM runs) OR EXISTS (SELECT FROM events WHERE run IS NOT NULL), \
+         EXISTS (SELECT FROM events)",
+    )
+    .fetch_one(connection)
+    .await
+    .map_err(StoreError::from)?;
+    if runs {
+        return Err(ImportError::NotEmpty);
+    }
+    match import.first_service_line {
+        Some(line) if events => Err(ImportError::LogNotEmpty { line }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,87 @@
+//! Bringing a database's schema up to date, and making the role under which the program runs.
+
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection};
+
+use super::open::{self, MIGRATIONS, Purpose, SCHEMA_VERSION};
+use crate::error::StoreError;
+
+/// Any number will do, as long as every version of this program takes the same.
+const MIGRATION_LOCK: i64 = 0x4c42_5431;
+
+/// Brings the schema of the database at `url` up to date; any number of processes may try at once. Returns the versions
+/// before and after.
+///
+/// # Errors
+/// If the database cannot be reached, the server is too old, a newer program has migrated it, or the role may not
+/// create tables in it.
+pub async fn migrate(url: &str) -> Result<(i64, i64), StoreError> {
+    let mut connection = open::connect(&open::options(url, Purpose::Keep)?).await?;
+    let result = bring_up_to_date(&mut connection).await;
+    let _ = connection.close().await;
+    result
+}
+
+async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(i64, i64), StoreError> {
+    open::check_server(connection).await?;
+    // One transaction: a migration is there as a whole or not at all, and the lock goes with it.
+    let mut transaction = connection.begin().await?;
+    sqlx::query("SELECT pg_advisory_xact_lock($1)").bind(MIGRATION_LOCK).execute(&mut *transaction).await?;
+    let found = open::schema_version(&mut transaction).await?;
+    if found > SCHEMA_VERSION {
+        return Err(StoreError::SchemaTooNew { found, known: SCHEMA_VERSION });
+    }
+    if found == 0 {
+        let table = "CREATE TABLE IF NOT EXISTS lastbeat_schema (\
+                     version bigint PRIMARY KEY, applied_at timestamptz NOT NULL DEFAULT clock_timestamp())";
+        sqlx::query(table).execute(&mut *transaction).await?;
+    }
+    for (migration, version) in MIGRATIONS.iter().zip(1_i64..).filter(|(_, version)| *version > found) {
+        sqlx::raw_sql(*migration).execute(&mut *transaction).await?;
+        sqlx::query("INSERT INTO lastbeat_schema (version) VALUES ($1)")
+            .bind(version)
+            .execute(&mut *transaction)
+            .await?;
+    }
+    transaction.commit().await?;
+    Ok((found, SCHEMA_VERSION))
+}
+
+/// Returns the statements that make `role` the application's: it can append to the log and read it, and work on the
+/// projection, and that is all. The role that migrates owns the tables and is another one.
+///
+/// # Errors
+/// If the name is no plain identifier.
+pub fn role_setup(role: &str) -> Result<String, StoreError> {
+    let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    if role.is_empty() || role.len() > 63 || !role.chars().all(plain) || role.starts_with(|c: char| c.is_ascii_digit())
+    {
+        return Err(StoreError::BadRole(role.to_owned()));
+    }
+    Ok(format!(
+        "-- The application's role: it can append to the log and read it, and no more.\n\
+         -- Give it a way to sign in of its own: ALTER ROLE {role} LOGIN PASSWORD '…';\n\
+         DO $$ BEGIN\n    \
+             IF NOT EXISTS (SELECT 1 FROM pg_roles WHERE rolname = '{role}') THEN CREATE ROLE {role} LOGIN; END IF;\n\
+         END $$;\n\
+         GRANT SELECT, INSERT ON events, beats, segments TO {role};\n\
+         REVOKE UPDATE, DELETE, TRUNCATE, TRIGGER, REFERENCES ON events, beats, segments FROM {role};\n\
+         GRANT SELECT, INSERT, UPDATE, DELETE ON runs, due, lanes, beacons, idempotency TO {role};\n\
+         GRANT SELECT, UPDATE ON head TO {role};\n\
+         GRANT SELECT ON lastbeat_schema TO {role};\n"
+    ))
+}
+
+/// Carries out [`role_setup`] on the database at `url`, as the role that migrates.
+///
+/// # Errors
+/// If the name is no plain identifier, or the role may not do it.
+pub async fn set_up_role(url: &str, role: &str) -> Result<(), StoreError> {
+    let statements = role_setup(role)?;
+    let mut connection = open::connect(&open::options(url, Purpose::Keep)?).await?;
+    let mut transaction = connection.begin().await?;
+    sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut *transaction).await?;
+    transaction.commit().await?;
+    let _ = connection.close().await;
+    Ok(())
+}

@@ -1,0 +1,312 @@
+//! The shared store: one PostgreSQL database, used by any number of processes on any number of hosts.
+//!
+//! Each process has a few writers, which group what waits into transactions, and a pool of connections that read. All
+//! writers of all processes append under one lock, the log lock, so the order of positions is the order of commits.
+
+mod beats;
+mod clock;
+mod doctor;
+mod ground;
+mod import;
+mod migrate;
+mod open;
+mod read;
+mod rebuild;
+mod rows;
+mod source;
+mod write;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lastbeat_domain::decide::Command;
+use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
+use sqlx::{Connection, Executor, Postgres};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::Clock;
+use crate::error::{CommandError, ImportError, StoreError};
+use crate::import::{CheckedImport, ImportReport};
+use crate::queue::QUEUE_MAX;
+use crate::record;
+use crate::service::ServiceLog;
+use crate::truth::Source;
+use crate::verify::{self, RebuildReport, VerifyReport};
+use crate::{Check, Due, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
+
+use self::clock::PgClock;
+use self::open::Purpose;
+use self::source::Snapshot;
+use self::writer::{Job, Shared, Writer};
+
+pub use migrate::{migrate, role_setup, set_up_role};
+pub(crate) use open::{SCHEMA_VERSION, is_url};
+
+/// How many writers a process has: while one waits for its commit, another takes heartbeats.
+const WRITERS: usize = 2;
+/// How many connections read at a time.
+const READERS_MAX: u32 = 4;
+/// How long a question waits for one of them.
+const READER_WAIT: Duration = Duration::from_secs(5);
+/// How many runs an export reads at a time.
+const EXPORT_RUNS: i64 = 500;
+
+/// A store in a PostgreSQL database.
+pub struct PostgresStore {
+    /// How to connect for what takes long.
+    keep: PgConnectOptions,
+    shared: Arc<Shared>,
+    readers: PgPool,
+    writers: Vec<mpsc::Sender<Job>>,
+}
+
+type Asked<'c, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'c>>;
+
+impl PostgresStore {
+    /// Opens the database that `url` names, which [`migrate`] has made ready. Log time is drawn from the server's clock,
+    /// or in tests from `simulated`.
+    ///
+    /// # Errors
+    /// If the URL cannot be read or names no user, the server cannot be reached or is too old, or the schema is not the
+    /// one that this program knows.
+    pub async fn open(url: &str, simulated: Option<Arc<dyn Clock>>) -> Result<PostgresStore, StoreError> {
+        let keep = open::options(url, Purpose::Keep)?;
+        open::check(&keep).await?;
+        let shared = Arc::new(Shared::new(PgClock::new(simulated)));
+        let write = open::options(url, Purpose::Write)?;
+        let writers = (0..WRITERS)
+            .map(|_| {
+                let (sender, receiver) = mpsc::channel(QUEUE_MAX);
+                tokio::spawn(Writer::new(write.clone(), Arc::clone(&shared)).run(receiver));
+                sender
+            })
+            .collect();
+        let pool = PgPoolOptions::new()
+            .min_connections(0)
+            .max_connections(READERS_MAX)
+            .acquire_timeout(READER_WAIT)
+            .test_before_acquire(false);
+        let readers = pool.connect_lazy_with(open::options(url, Purpose::Read)?);
+        Ok(PostgresStore { keep, shared, readers, writers })
+    }
+
+    async fn reader(&self) -> Result<PoolConnection<Postgres>, StoreError> {
+        Ok(self.readers.acquire().await?)
+    }
+
+    /// Asks several things of one snapshot. It is a task of its own: a caller that goes away must not leave a connection
+    /// with an open transaction behind, in which others would read the past.
+    async fn in_snapshot<T: Send + 'static>(
+        &self,
+        ask: impl for<'c> FnOnce(&'c mut PgConnection) -> Asked<'c, T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let mut connection = self.reader().await?;
+        let task = tokio::spawn(async move {
+            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
+            let answer = ask(&mut connection).await;
+            if connection.execute("COMMIT").await.is_err() {
+                // It is of no use to anybody else.
+                drop(connection.detach());
+            }
+            answer
+        });
+        task.await.unwrap_or(Err(StoreError::Closed))
+    }
+
+    /// Makes a connection of its own that holds a snapshot for as long as it takes.
+    async fn long_snapshot(&self) -> Result<PgConnection, StoreError> {
+        let mut connection = open::connect(&self.keep).await?;
+        connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        Ok(connection)
+    }
+
+    async fn service_log_in(&self, connection: &mut PgConnection) -> Result<Arc<ServiceLog>, StoreError> {
+        let log = read::refresh_service_log(connection, &self.shared.service()).await?;
+        self.shared.keep(&log);
+        Ok(log)
+    }
+
+    /// Returns the writer of a command: commands about the same run or the same key, and claims from the same lanes, go
+    /// to the same one.
+    fn writer(&self, command: &Command) -> &mpsc::Sender<Job> {
+        let mut hash = DefaultHasher::new();
+        match (command.idempotency_key(), command.run(), command.inner()) {
+            (Some(key), ..) => key.hash(&mut hash),
+            (None, Some(run), _) => run.hash(&mut hash),
+            (None, None, Command::Claim { lanes, .. }) => lanes.hash(&mut hash),
+            _ => return &self.writers[0],
+        }
+        let writers = self.writers.len() as u64;
+        &self.writers[usize::try_from(hash.finish() % writers).unwrap_or(0)]
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
+        let mut replies = Vec::with_capacity(batch.len());
+        for command in batch {
+            let (reply, answer) = oneshot::channel();
+            let sent = self.writer(&command).send(Job::Execute { command, reply }).await;
+            replies.push(sent.map(|()| answer));
+        }
+        let mut outcomes = Vec::with_capacity(replies.len());
+        for reply in replies {
+            let outcome = match reply {
+                Ok(answer) => answer.await.unwrap_or(Err(CommandError::Failed(StoreError::Closed))),
+                Err(_) => Err(CommandError::Failed(StoreError::Closed)),
+            };
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
+    async fn now(&self) -> Result<Timestamp, StoreError> {
+        let simulated = self.shared.clock.simulated();
+        read::now(&mut *self.reader().await?, simulated).await
+    }
+
+    async fn service_log(&self) -> Result<Arc<ServiceLog>, StoreError> {
+        let mut reader = self.reader().await?;
+        self.service_log_in(&mut reader).await
+    }
+
+    async fn run(&self, id: RunId) -> Result<Option<Run>, StoreError> {
+        Ok(read::run_row(&mut *self.reader().await?, id).await?.map(|row| row.run))
+    }
+
+    async fn stream(&self, id: RunId, after: u64, limit: usize) -> Result<StreamPage, StoreError> {
+        self.in_snapshot(move |connection| {
+            Box::pin(async move {
+                match read::run_row(connection, id).await? {
+                    Some(row) => read::stream(connection, &row, after, limit).await,
+                    None => Ok(StreamPage { facts: Vec::new(), next: None }),
+                }
+            })
+        })
+        .await
+    }
+
+    async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
+        read::list(&mut *self.reader().await?, filter, after, limit).await
+    }
+
+    async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
+        let mut reader = self.reader().await?;
+        let due = read::due(&mut reader, now, limit).await?;
+        if due.is_empty() {
+            return Ok(Vec::new());
+        }
+        let service = self.service_log_in(&mut reader).await?;
+        let listening = Arc::new(service.listening(now));
+        let judge = |(run, check_at): (Run, Timestamp)| {
+            let policy = service.policy(&run.lane, now);
+            Due { judged: Judged::new(run, policy, Arc::clone(&listening), now), check_at }
+        };
+        Ok(due.into_iter().map(judge).collect())
+    }
+
+    async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError> {
+        read::running(&mut *self.reader().await?, lane, limit).await
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        self.shared.clock.host()
+    }
+
+    async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
+        read::next_due(&mut *self.reader().await?).await
+    }
+
+    async fn lanes_to_rearm(&self) -> Result<Vec<Name>, StoreError> {
+        read::lanes(&mut *self.reader().await?, true).await
+    }
+
+    async fn lanes(&self) -> Result<Vec<Name>, StoreError> {
+        read::lanes(&mut *self.reader().await?, false).await
+    }
+
+    async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
+        read::count(&mut *self.reader().await?, lane).await
+    }
+
+    async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
+        let (reply, answer) = oneshot::channel();
+        let import = Box::new(import);
+        self.writers[0].send(Job::Import { import, reply }).await.map_err(|_| StoreError::Closed)?;
+        answer.await.unwrap_or(Err(ImportError::Store(StoreError::Closed)))
+    }
+
+    async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {
+        let mut snapshot = self.long_snapshot().await?;
+        let mut lines = 0;
+        for row in Snapshot(&mut snapshot).service_rows().await? {
+            let line = record::service_line(Timestamp::from_micros(row.recorded_at), row.schema, &row.body)?;
+            sink(line.as_str()).map_err(StoreError::Output)?;
+            lines += 1;
+        }
+        let mut after = 0;
+        loop {
+            let page = read::run_rows(&mut snapshot, after, EXPORT_RUNS).await?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            for row in &page {
+                for fact in read::whole_stream(&mut snapshot, row).await? {
+                    let line = record::line(&fact);
+                    sink(line.as_str()).map_err(StoreError::Output)?;
+                    lines += 1;
+                }
+            }
+        }
+        let _ = snapshot.close().await;
+        Ok(lines)
+    }
+
+    async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
+        let mut snapshot = self.long_snapshot().await?;
+        let service = self.service_log_in(&mut snapshot).await?;
+        let now = read::now(&mut snapshot, self.shared.clock.simulated()).await?;
+        let report = verify::verify(&mut Snapshot(&mut snapshot), &service, now, progress).await;
+        let _ = snapshot.close().await;
+        report
+    }
+
+    async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {
+        let mut connection = open::connect(&self.keep).await?;
+        let report = rebuild::rebuild(&mut connection, &self.shared.clock, progress).await;
+        let _ = connection.close().await;
+        report
+    }
+
+    async fn backup(&self, _: &Path) -> Result<(), StoreError> {
+        Err(StoreError::Unsupported(
+            "copying a PostgreSQL database: use pg_dump or pg_basebackup, or `lastbeat export > FILE` for the log alone",
+        ))
+    }
+
+    async fn doctor(&self) -> Result<Vec<Check>, StoreError> {
+        let mut connection = open::connect(&self.keep).await?;
+        let service = self.service_log_in(&mut connection).await?;
+        let checks = doctor::doctor(&mut connection, &self.shared.clock, &service).await;
+        let _ = connection.close().await;
+        checks
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        for writer in &self.writers {
+            let (reply, done) = oneshot::channel();
+            if writer.send(Job::Close { reply }).await.is_ok() {
+                let _ = done.await;
+            }
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! Rows to values and back.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use lastbeat_domain::run::{CancelRequest, Claim, LastBeat, Outcome, Reaped, Waiting};
+use lastbeat_domain::verdict::BasisFact;
+use lastbeat_domain::{ClaimId, Name, Run, RunId, Status, Timestamp};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sqlx::Row;
+use sqlx::postgres::PgRow;
+use uuid::Uuid;
+
+use crate::batch::RunRow;
+use crate::error::StoreError;
+use crate::log::{BeatsRow, EventRow, SegmentRow, signed, unsigned};
+use crate::packing;
+
+/// All columns of `runs`, for SELECT.
+pub(super) const RUN_COLUMNS: &str = "number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, status, \
+     claim, lane, goal, device, unique_key, rest, version, updated_at, last_beat_at, last_beat_version, beats, tail";
+
+/// What no statement asks for, kept as JSON in one column.
+#[derive(Debug, Serialize, Deserialize)]
+struct Rest {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<Name, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    executor: Option<Name>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    claim_device: Option<Name>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    claimed_version: Option<u64>,
+    created_at: i64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    not_before: Option<i64>,
+    waiting_fact: BasisFact,
+    waiting_version: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    started_at: Option<i64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    progress: Option<Value>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cancel_requested: Option<CancelRequest>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    reaped: Vec<Reaped>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    outcome: Option<Outcome>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quarantined: Option<String>,
+}
+
+/// Rows of `runs`, column by column, as a statement takes them.
+#[derive(Debug, Default)]
+pub(super) struct RunColumns {
+    pub(super) number: Vec<i64>,
+    pub(super) id: Vec<Uuid>,
+    pub(super) claimed_at: Vec<Option<i64>>,
+    pub(super) due_at: Vec<i64>,
+    pub(super) attempt: Vec<i32>,
+    pub(super) quarantined: Vec<bool>,
+    pub(super) cancel_requested: Vec<bool>,
+    pub(super) status: Vec<&'static str>,
+    pub(super) claim: Vec<Option<String>>,
+    pub(super) lane: Vec<String>,
+    pub(super) goal: Vec<Option<String>>,
+    pub(super) device: Vec<Option<String>>,
+    pub(super) unique_key: Vec<Option<String>>,
+    pub(super) rest: Vec<String>,
+    pub(super) beaten: BeatColumns,
+}
+
+/// What a plain heartbeat changes, column by column.
+#[derive(Debug, Default)]
+pub(super) struct BeatColumns {
+    pub(super) version: Vec<i64>,
+    pub(super) updated_at: Vec<i64>,
+    pub(super) last_beat_at: Vec<Option<i64>>,
+    pub(super) last_beat_version: Vec<Option<i64>>,
+    pub(super) beats: Vec<i64>,
+    pub(super) tail: Vec<Vec<u8>>,
+}
+
+impl BeatColumns {
+    pub(super) fn push(&mut self, row: &RunRow) {
+        let run = &row.run;
+        self.version.push(signed(run.version));
+        self.updated_at.push(run.updated_at.as_micros());
+        self.last_beat_at.push(run.last_beat.map(|beat| beat.at.as_micros()));
+        self.last_beat_version.push(run.last_beat.map(|beat| signed(beat.version)));
+        self.beats.push(signed(run.beats));
+        self.tail.push(pack_tail(row));
+    }
+}
+
+impl RunColumns {
+    pub(super) fn push(&mut self, row: &RunRow) {
+        let run = &row.run;
+        let text = |name: Option<&Name>| name.map(|name| name.as_str().to_owned());
+        self.number.push(row.number);
+        self.id.push(run.id.as_uuid());
+        self.claimed_at.push(run.claim.as_ref().map(|claim| claim.at.as_micros()));
+        self.due_at.push(run.waiting.due_at.as_micros());
+        self.attempt.push(i32::try_from(run.attempt).unwrap_or(i32::MAX));
+        self.quarantined.push(run.quarantined.is_some());
+        self.cancel_requested.push(run.cancel_requested.is_some());
+        self.status.push(run.status.as_str());
+        self.claim.push(run.claim.as_ref().and_then(|claim| claim.id.as_ref()).map(|id| id.as_str().to_owned()));
+        self.lane.push(run.lane.as_str().to_owned());
+        self.goal.push(text(run.goal.as_ref()));
+        self.device.push(text(run.device.as_ref()));
+        self.unique_key.push(text(run.unique_key.as_ref()));
+        self.rest.push(rest_of(run));
+        self.beaten.push(row);
+    }
+}
+
+fn rest_of(run: &Run) -> String {
+    let claim = run.claim.as_ref();
+    let rest = Rest {
+        labels: run.labels.clone(),
+        executor: claim.map(|claim| claim.executor.clone()),
+        claim_device: claim.and_then(|claim| claim.device.clone()),
+        claimed_version: claim.map(|claim| claim.version),
+        created_at: run.created_at.as_micros(),
+        not_before: run.not_before.map(Timestamp::as_micros),
+        waiting_fact: run.waiting.fact,
+        waiting_version: run.waiting.version,
+        started_at: run.started_at.map(Timestamp::as_micros),
+        progress: run.progress.clone(),
+        cancel_requested: run.cancel_requested.clone(),
+        reaped: run.reaped.clone(),
+        outcome: run.outcome.clone(),
+        quarantined: run.quarantined.clone(),
+    };
+    // It has no map whose keys are not strings, the one thing that JSON cannot hold.
+    serde_json::to_string(&rest).unwrap_or_default()
+}
+
+/// Packs a run's tail for its column, the newest heartbeat first, as the statement that takes heartbeats writes it.
+fn pack_tail(row: &RunRow) -> Vec<u8> {
+    let mut tail = Vec::new();
+    row.tail.iter().flatten().rev().for_each(|beat| packing::push_to_tail(&mut tail, *beat));
+    tail
+}
+
+/// Reads a row of `runs`.
+pub(super) fn read_run(row: &PgRow) -> Result<RunRow, StoreError> {
+    let id = RunId::from_uuid(row.try_get("id")?);
+    let missing = |column: &str| StoreError::Corrupt(format!("run {id} of the projection has no {column}"));
+    let rest: Rest = serde_json::from_str(row.try_get("rest")?)
+        .map_err(|error| StoreError::Corrupt(format!("the projection of run {id} cannot be read: {error}")))?;
+    let instant = Timestamp::from_micros;
+    let claim = match rest.executor {
+        None => None,
+        Some(executor) => Some(Claim {
+            id: row.try_get::<Option<&str>, _>("claim")?.map(|text| parse::<ClaimId>("claim", text)).transpose()?,
+            executor,
+            device: rest.claim_device,
+            at: row.try_get::<Option<i64>, _>("claimed_at")?.map(instant).ok_or_else(|| missing("claimed_at"))?,
+            version: rest.claimed_version.ok_or_else(|| missing("claimed_version"))?,
+        }),
+    };
+    let last_beat = match (row.try_get("last_beat_at")?, row.try_get::<Option<i64>, _>("last_beat_version")?) {
+        (Some(at), Some(version)) => Some(LastBeat { at: instant(at), version: unsigned(version)? }),
+        _ => None,
+    };
+    let run = Run {
+        id,
+        lane: read_name(row, "lane")?.ok_or_else(|| missing("lane"))?,
+        goal: read_name(row, "goal")?,
+        device: read_name(row, "device")?,
+        unique_key: read_name(row, "unique_key")?,
+        labels: rest.labels,
+        status: read_word::<Status>(row, "status")?,
+        attempt: u32::try_from(row.try_get::<i32, _>("attempt")?).map_err(|_| missing("attempt"))?,
+        claim,
+        created_at: instant(rest.created_at),
+        not_before: rest.not_before.map(instant),
+        waiting: Waiting {
+            fact: rest.waiting_fact,
+            version: rest.waiting_version,
+            due_at: instant(row.try_get("due_at")?),
+        },
+        started_at: rest.started_at.map(instant),
+        last_beat,
+        beats: unsigned(row.try_get("beats")?)?,
+        progress: rest.progress,
+        cancel_requested: rest.cancel_requested,
+        reaped: rest.reaped,
+        outcome: rest.outcome,
+        version: unsigned(row.try_get("version")?)?,
+        updated_at: instant(row.try_get("updated_at")?),
+        quarantined: rest.quarantined,
+    };
+    let tail = packing::unpack_tail(row.try_get("tail")?).map(|mut beats| {
+        beats.reverse();
+        beats
+    });
+    Ok(RunRow { number: row.try_get("number")?, run, tail })
+}
+
+/// Reads a row of `events`.
+pub(super) fn read_event(row: &PgRow) -> Result<EventRow, StoreError> {
+    Ok(EventRow {
+        position: row.try_get("position")?,
+        run: row.try_get("run")?,
+        version: row.try_get("version")?,
+        recorded_at: row.try_get("recorded_at")?,
+        type_name: Cow::Owned(row.try_get("type")?),
+        schema: row.try_get("schema")?,
+        run_id: row.try_get::<Option<Uuid>, _>("run_id")?.map(|id| id.as_bytes().to_vec()),
+        body: row.try_get("body")?,
+        digest: row.try_get("digest")?,
+    })
+}
+
+/// Reads a row of `beats`.
+pub(super) fn read_beats(row: &PgRow) -> Result<BeatsRow, StoreError> {
+    Ok(BeatsRow {
+        position: row.try_get("position")?,
+        recorded_at: row.try_get("recorded_at")?,
+        count: row.try_get("count")?,
+        data: row.try_get("data")?,
+        digest: row.try_get("digest")?,
+    })
+}
+
+/// Reads a row of `segments`.
+pub(super) fn read_segment(row: &PgRow) -> Result<SegmentRow, StoreError> {
+    Ok(SegmentRow {
+        run: row.try_get("run")?,
+        first_version: row.try_get("first_version")?,
+        last_version: row.try_get("last_version")?,
+        attempt: row.try_get("attempt")?,
+        first_at: row.try_get("first_at")?,
+        last_at: row.try_get("last_at")?,
+        count: row.try_get("count")?,
+        data: row.try_get("data")?,
+        digest: row.try_get("digest")?,
+    })
+}
+
+/// Reads one of the words of an enumeration, as serde writes them.
+pub(super) fn read_word<T: DeserializeOwned>(row: &PgRow, column: &str) -> Result<T, StoreError> {
+    let word: String = row.try_get(column)?;
+    serde_json::from_value(Value::String(word))
+        .map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
+}
+
+pub(super) fn read_name(row: &PgRow, column: &str) -> Result<Option<Name>, StoreError> {
+    row.try_get::<Option<&str>, _>(column)?.map(|text| parse(column, text)).transpose()
+}
+
+fn parse<T: std::str::FromStr>(column: &str, text: &str) -> Result<T, StoreError>
+where
+    T::Err: std::fmt::Display,
+{
+    text.parse().map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
+}

@@ -1,0 +1,416 @@
+//! The writers: tasks that hold a connection each, and group what waits into the next transaction.
+//!
+//! Runs are shared out among them, so that commands about one run are carried out in order. While one of them holds the
+//! log lock and waits for its commit, the others take heartbeats. A caller that goes away stops no task, so a transaction
+//! is never cancelled half-way. While the database is away a batch is tried again for a while, and then answered with
+//! [`StoreError::Unavailable`]; nothing that was answered as done is lost, and a commit whose outcome is unknown is
+//! looked up before anything is tried again.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use lastbeat_domain::Timestamp;
+use lastbeat_domain::decide::Command;
+use lastbeat_domain::listening::ClockSample;
+use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::{Connection, Executor, Row};
+use tokio::sync::{mpsc, oneshot};
+
+use super::beats::{self, Taken};
+use super::clock::PgClock;
+use super::read::refresh_service_log;
+use super::{ground, open, write};
+use crate::batch::{Batch, Clocks, Ground, Head};
+use crate::error::{CommandError, StoreError};
+use crate::import::{CheckedImport, ImportReport};
+use crate::log::BeatsRow;
+use crate::queue::{BATCH_COMMANDS_MAX, Queue, Waiting, answer_all};
+use crate::service::ServiceLog;
+use crate::{ImportError, Outcome};
+
+/// How long a batch is tried again while the database is away, before its callers are told.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The shortest and the longest pause between two tries.
+const STEP_MIN: Duration = Duration::from_millis(20);
+const STEP_MAX: Duration = Duration::from_secs(1);
+/// How long it is tried to find out what became of a commit.
+const LOOK_UP_MAX: Duration = Duration::from_secs(60);
+/// How long a transaction may take before its connection is given up: longer than any of its statements may.
+const TRANSACTION_MAX: Duration = Duration::from_secs(60);
+/// How old what is known of the service may be when a heartbeat is answered.
+const SERVICE_AGE_MAX: Duration = Duration::from_millis(500);
+
+/// Something for a writer to do.
+pub(super) enum Job {
+    /// Carry out a command.
+    Execute { command: Command, reply: oneshot::Sender<Outcome> },
+    /// Import checked histories.
+    Import { import: Box<CheckedImport>, reply: oneshot::Sender<Result<ImportReport, ImportError>> },
+    /// Close the connection.
+    Close { reply: oneshot::Sender<()> },
+}
+
+/// What the writers of a process share.
+pub(super) struct Shared {
+    pub(super) clock: PgClock,
+    /// The service events as they were last read.
+    pub(super) service: Mutex<Arc<ServiceLog>>,
+    /// The clocks as they were at this process's last beacon.
+    last_beacon: Mutex<Option<ClockSample>>,
+}
+
+impl Shared {
+    pub(super) fn new(clock: PgClock) -> Shared {
+        Shared { clock, service: Mutex::default(), last_beacon: Mutex::default() }
+    }
+
+    pub(super) fn service(&self) -> Arc<ServiceLog> {
+        Arc::clone(&self.service.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Keeps what was read of the service, unless it is older than what is known.
+    pub(super) fn keep(&self, log: &Arc<ServiceLog>) {
+        let mut latest = self.service.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.through <= log.through {
+            *latest = Arc::clone(log);
+        }
+    }
+}
+
+/// A transaction that is about to be committed: its number, and what will be answered if it is.
+struct Pending {
+    transaction: String,
+    outcomes: Vec<Outcome>,
+}
+
+pub(super) struct Writer {
+    options: PgConnectOptions,
+    shared: Arc<Shared>,
+    connection: Option<PgConnection>,
+    waiting: Queue,
+    /// Since when the database has been away; while it is, nobody is made to wait again.
+    away: bool,
+    service_read: Option<Instant>,
+}
+
+impl Writer {
+    pub(super) fn new(options: PgConnectOptions, shared: Arc<Shared>) -> Writer {
+        Writer { options, shared, connection: None, waiting: Queue::default(), away: false, service_read: None }
+    }
+
+    pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        loop {
+            let mut other = None;
+            if self.waiting.is_empty() {
+                match jobs.recv().await {
+                    Some(Job::Execute { command, reply }) => self.waiting.push(command, reply),
+                    Some(job) => other = Some(job),
+                    None => break,
+                }
+            }
+            while other.is_none() && self.waiting.len() < BATCH_COMMANDS_MAX {
+                match jobs.try_recv() {
+                    Ok(Job::Execute { command, reply }) => self.waiting.push(command, reply),
+                    Ok(job) => other = Some(job),
+                    Err(_) => break,
+                }
+            }
+            // What came before the import or the close is carried out before it.
+            while !self.waiting.is_empty() {
+                let batch = self.waiting.next_batch();
+                self.carry_out(batch).await;
+                if other.is_none() {
+                    break;
+                }
+            }
+            match other {
+                Some(Job::Import { import, reply }) => {
+                    let result = self.import(&import).await;
+                    let _ = reply.send(result);
+                }
+                Some(Job::Close { reply }) => {
+                    jobs.close();
+                    self.hang_up().await;
+                    let _ = reply.send(());
+                    return;
+                }
+                Some(Job::Execute { .. }) | None => {}
+            }
+        }
+        self.hang_up().await;
+    }
+
+    async fn hang_up(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            let _ = connection.close().await;
+        }
+    }
+
+    /// Carries out a batch. A failure that may lie in one command is sought by halves, so that it fails no other.
+    async fn carry_out(&mut self, batch: Vec<Waiting>) {
+        let mut batches = VecDeque::from([batch]);
+        while let Some(mut batch) = batches.pop_front() {
+            let (commands, replies): (Vec<Command>, Vec<_>) =
+                batch.into_iter().map(|waiting| (waiting.command, waiting.reply)).unzip();
+            let result = self.persist(&commands).await;
+            match result {
+                Ok(outcomes) => {
+                    for (reply, outcome) in replies.into_iter().zip(outcomes) {
+                        let _ = reply.send(outcome);
+                    }
+                    continue;
+                }
+                Err(error) => {
+                    let pairs = commands.into_iter().zip(replies);
+                    batch = pairs.map(|(command, reply)| Waiting { command, reply }).collect();
+                    if batch.len() > 1 && !error.is_transient() {
+                        let second = batch.split_off(batch.len() / 2);
+                        batches.push_front(second);
+                        batches.push_front(batch);
+                    } else {
+                        answer_all(batch, error);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Carries out a batch in one transaction, which is tried again while that may help.
+    async fn persist(&mut self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
+        let mut delays = patience(self.away);
+        loop {
+            let mut pending = None;
+            let error = match self.attempt(commands, &mut pending).await {
+                Ok(()) => {
+                    self.away = false;
+                    return Ok(pending.map(|pending| pending.outcomes).unwrap_or_default());
+                }
+                Err(error) => error,
+            };
+            if let Some(Pending { transaction, outcomes }) = pending
+                && self.was_committed(&transaction).await?
+            {
+                tracing::info!(%error, "the connection was lost during a commit that went through");
+                return Ok(outcomes);
+            }
+            if !error.is_transient() {
+                return Err(error);
+            }
+            match delays.next() {
+                Some(delay) => tokio::time::sleep(delay).await,
+                None => {
+                    self.away = true;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Makes one transaction of a batch. When it fails with `pending` set, it is not known whether it was committed.
+    async fn attempt(&mut self, commands: &[Command], pending: &mut Option<Pending>) -> Result<(), StoreError> {
+        let mut connection = self.connected().await?;
+        let (shared, read) = (Arc::clone(&self.shared), &mut self.service_read);
+        let transaction = async {
+            let done = transact(&mut connection, &shared, commands, read).await?;
+            *pending = Some(done);
+            connection.execute("COMMIT").await?;
+            Ok(())
+        };
+        let result = match tokio::time::timeout(TRANSACTION_MAX, transaction).await {
+            Ok(result) => result,
+            Err(_) => Err(StoreError::Unavailable(format!("no end after {} s", TRANSACTION_MAX.as_secs()))),
+        };
+        match result {
+            Ok(()) => {
+                self.connection = Some(connection);
+                Ok(())
+            }
+            // What is left open is rolled back; a connection on which even that fails is dropped.
+            Err(error) if pending.is_none() && connection.execute("ROLLBACK").await.is_ok() => {
+                self.connection = Some(connection);
+                Err(error)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn connected(&mut self) -> Result<PgConnection, StoreError> {
+        match self.connection.take() {
+            Some(connection) => Ok(connection),
+            None => open::connect(&self.options).await,
+        }
+    }
+
+    /// Looks up what became of a transaction whose commit was not answered, on a new connection, as soon as there is one.
+    async fn was_committed(&mut self, transaction: &str) -> Result<bool, StoreError> {
+        let started = Instant::now();
+        let mut delays = steps().build();
+        while started.elapsed() < LOOK_UP_MAX {
+            match self.status_of(transaction).await {
+                Ok(Some(committed)) => return Ok(committed),
+                // The server has not noticed yet that its client is gone, or is not back.
+                Ok(None) => {}
+                Err(error) if error.is_transient() => {}
+                Err(error) => return Err(error),
+            }
+            tokio::time::sleep(delays.next().unwrap_or(STEP_MAX)).await;
+        }
+        self.away = true;
+        let why =
+            "it went away during a commit, and it is not known whether that went through; look before you repeat it";
+        Err(StoreError::Unavailable(why.to_owned()))
+    }
+
+    /// Returns whether a transaction was committed; `None` while that is open.
+    async fn status_of(&mut self, transaction: &str) -> Result<Option<bool>, StoreError> {
+        let mut connection = self.connected().await?;
+        let status: Result<Option<String>, sqlx::Error> =
+            sqlx::query_scalar("SELECT pg_xact_status($1::xid8)").bind(transaction).fetch_one(&mut connection).await;
+        match status {
+            Ok(status) => {
+                self.connection = Some(connection);
+                Ok(match status.as_deref() {
+                    Some("committed") => Some(true),
+                    Some("in progress") => None,
+                    _ => Some(false),
+                })
+            }
+            // A number that the server, back from a crash, has not given out: nothing of it reached the disk.
+            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("22023") => Ok(Some(false)),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn import(&mut self, import: &CheckedImport) -> Result<ImportReport, ImportError> {
+        let mut connection = self.connected().await?;
+        match super::import::import(&mut connection, &self.shared.clock, import).await {
+            Ok(transaction) => match connection.execute("COMMIT").await {
+                Ok(_) => {
+                    self.connection = Some(connection);
+                    Ok(import.report)
+                }
+                Err(_) if self.was_committed(&transaction).await? => Ok(import.report),
+                Err(error) => Err(StoreError::from(error).into()),
+            },
+            Err(error) => {
+                if connection.execute("ROLLBACK").await.is_ok() {
+                    self.connection = Some(connection);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The end of the log, and what the clocks said, under the log lock.
+pub(super) struct End {
+    pub(super) head: Head,
+    pub(super) clocks: Clocks,
+    /// The number of the transaction.
+    pub(super) transaction: String,
+}
+
+/// Takes the log lock until the end of the transaction, and reads the clock and the end of the log.
+pub(super) async fn lock_log(connection: &mut PgConnection, clock: &PgClock) -> Result<End, StoreError> {
+    let before = clock.boottime();
+    let row = sqlx::query("SELECT * FROM lastbeat_lock_log($1)").bind(clock.simulated()).fetch_one(connection).await?;
+    let after = clock.boottime();
+    let head = Head {
+        latest_at: Timestamp::from_micros(row.try_get("latest_at")?),
+        position: row.try_get("position")?,
+        beat_position: row.try_get("beat_position")?,
+        run: row.try_get("run")?,
+    };
+    let clocks = (before, Timestamp::from_micros(row.try_get("clock")?), after);
+    Ok(End { head, clocks, transaction: row.try_get("transaction")? })
+}
+
+/// Carries out a batch up to its commit: heartbeats first, by the fast path; then what that left and all else is decided.
+async fn transact(
+    connection: &mut PgConnection,
+    shared: &Shared,
+    commands: &[Command],
+    service_read: &mut Option<Instant>,
+) -> Result<Pending, StoreError> {
+    connection.execute("BEGIN").await?;
+    let simulated = shared.clock.simulated();
+    let taken = beats::accept(connection, commands, simulated).await?;
+    let mask = taken.mask(commands.len());
+    let rest: Vec<Command> =
+        commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
+    let ground = if rest.is_empty() { Ground::default() } else { ground::lock(connection, &rest, simulated).await? };
+    let End { mut head, clocks, transaction } = lock_log(connection, &shared.clock).await?;
+    write_taken(connection, &taken, &mut head).await?;
+    let stale = service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX);
+    if stale || !rest.is_empty() {
+        shared.keep(&refresh_service_log(connection, &shared.service()).await?);
+        *service_read = Some(Instant::now());
+    }
+    let service = shared.service();
+    let decided = if rest.is_empty() {
+        Vec::new()
+    } else {
+        decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?
+    };
+    Ok(Pending { transaction, outcomes: in_order(commands.len(), taken.answers(&service), &mask, decided) })
+}
+
+/// Writes the heartbeats that the fast path took as a row of their own.
+async fn write_taken(connection: &mut PgConnection, taken: &Taken, head: &mut Head) -> Result<(), StoreError> {
+    let Some(at) = taken.at else { return Ok(()) };
+    head.beat_position += 1;
+    head.latest_at = head.latest_at.max(at);
+    write::insert_beats(connection, &BeatsRow::pack(head.beat_position, at, &taken.numbered()), head.latest_at).await
+}
+
+/// Decides commands whose runs are locked, and writes what follows.
+async fn decide(
+    connection: &mut PgConnection,
+    shared: &Shared,
+    commands: &[Command],
+    (mut ground, service, head, clocks): (Ground, Arc<ServiceLog>, Head, Clocks),
+) -> Result<Vec<Outcome>, StoreError> {
+    let now = clocks.1.max(head.latest_at.next());
+    ground::read(connection, &service, commands, now, &mut ground).await?;
+    let last_beacon = *shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut batch = Batch::begin(ground, service, head, clocks, last_beacon.as_ref(), commands);
+    let outcomes = batch.decide_all(commands)?;
+    let decided = batch.finish();
+    write::apply(connection, &decided.writes, decided.head.latest_at).await?;
+    if decided.beacon.is_some() {
+        // Should the commit fail, the clocks are compared with a beacon that is not there: that forgets a step at the
+        // worst, which the next beacon that goes through is compared over.
+        *shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner) = decided.beacon;
+    }
+    Ok(outcomes)
+}
+
+/// Puts the answers in the order of the commands.
+fn in_order(commands: usize, taken: Vec<(usize, crate::Answer)>, mask: &[bool], decided: Vec<Outcome>) -> Vec<Outcome> {
+    let mut outcomes: Vec<Option<Outcome>> = (0..commands).map(|_| None).collect();
+    for (index, answer) in taken {
+        outcomes[index] = Some(Ok(answer));
+    }
+    let left = mask.iter().enumerate().filter(|(_, taken)| !**taken).map(|(index, _)| index);
+    for (index, outcome) in left.zip(decided) {
+        outcomes[index] = Some(outcome);
+    }
+    let closed = || Err(CommandError::Failed(StoreError::Closed));
+    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(closed)).collect()
+}
+
+/// The pauses between two tries.
+fn steps() -> ExponentialBuilder {
+    ExponentialBuilder::default().with_min_delay(STEP_MIN).with_max_delay(STEP_MAX).with_jitter().without_max_times()
+}
+
+/// The pauses between the tries of a batch: few while the database is known to be away, so that callers hear of it soon.
+fn patience(away: bool) -> impl Iterator<Item = Duration> {
+    let total = if away { Duration::ZERO } else { PATIENCE };
+    steps().build().scan(Duration::ZERO, move |waited, delay| {
+        *waited += delay;
+        (*waited <= total).then_some(delay)
+    })
+}
