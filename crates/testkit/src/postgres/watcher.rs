@@ -5,9 +5,9 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-/// What the shell runs. Each line that it reads names the signal that ends what is running now, and the process; an
-/// empty line says that nothing is. The lines end when the process that writes them does, in whatever way: the kernel
-/// closes its end of the pipe.
+/// What the shell runs. Each line that it reads names the process that runs now, and the signal that ends it (0 is
+/// none: then it ends by itself); an empty line says that nothing runs. The lines end when the process that writes them
+/// does, in whatever way: the kernel closes its end of the pipe.
 ///
 /// A server that a test has stopped acts on the signal only when it goes on. One that is a zombie, because nobody waits
 /// for it, still takes signals; but it has taken its `postmaster.pid` away before.
@@ -17,10 +17,13 @@ const SCRIPT: &str = r#"
     while read -r signal_now process_now; do
         signal=$signal_now process=$process_now
     done
+    runs() {
+        { [ "$signal" = 0 ] || [ -e "$1/data/postmaster.pid" ]; } && kill -s 0 -- "$process"
+    }
     if [ -n "$process" ] && kill -s "$signal" -- "$process"; then
         kill -s CONT -- "$process"
         left=200
-        while [ "$left" -gt 0 ] && [ -e "$1/data/postmaster.pid" ] && kill -s 0 -- "$process"; do
+        while [ "$left" -gt 0 ] && runs "$1"; do
             sleep 0.05
             left=$((left - 1))
         done
@@ -59,9 +62,10 @@ impl Watcher {
         self.order(&format!("QUIT {}", server.id()));
     }
 
-    /// Says that a program runs, in a process group of its own.
+    /// Says that a program runs, in a process group of its own, and ends soon. It is not killed: `initdb` would leave
+    /// shared memory behind.
     pub(super) fn program(&self, program: &Child) {
-        self.order(&format!("KILL -{}", program.id()));
+        self.order(&format!("0 -{}", program.id()));
     }
 
     /// Says that nothing runs. From now on its process id may be another's.
