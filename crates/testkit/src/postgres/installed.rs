@@ -44,9 +44,10 @@ pub(crate) fn newest() -> Result<Installed, String> {
 
 /// The folders in which a server may be.
 fn candidates() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = env::var_os("PATH").iter().flat_map(env::split_paths).collect();
+    // Last, because of two equal versions the last one is taken; those in `PATH` may be links to these.
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let mut folders: Vec<PathBuf> = versions.map(|version| version.path().join("bin")).collect();
-    folders.extend(env::var_os("PATH").iter().flat_map(env::split_paths));
+    folders.extend(versions.map(|version| version.path().join("bin")));
     folders
 }
 
