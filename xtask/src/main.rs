@@ -7,12 +7,18 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
+// The tests and their set-up must agree on which server is there; this package can't depend on theirs.
+#[path = "../../crates/testkit/src/postgres/installed.rs"]
+mod installed;
+mod postgres;
+
 const USAGE: &str = "\
 usage: cargo xtask <task> [arguments for cargo, or for the simulation]
 
-  setup     make sure that a C compiler works (SQLite is compiled by it), and that libfaketime is there (tests set a
-            process's clock with it); install with apt-get what is missing
-  test      setup, build the binaries, then run all tests, those in the documentation too
+  setup     make sure that a C compiler works (SQLite is compiled by it), and that libfaketime (tests set a process's
+            clock with it) and a PostgreSQL server are there; install with apt-get what is missing
+  test      setup, build the binaries, then run all tests, those in the documentation too, beside a PostgreSQL server
+            that is there only for them, or on that of LASTBEAT_TEST_POSTGRES_URL
   simulate  play schedules of faults on a virtual clock: [--seeds N] [--from SEED], 10,000 from 0 if not said
   doc       build the API documentation; a warning is an error
 ";
@@ -55,7 +61,8 @@ fn setup() -> Result<(), Failure> {
     let compiler = env::var("CC").unwrap_or_else(|_| "cc".to_owned());
     eprintln!("xtask: found {}", version_of("rustc"));
     eprintln!("xtask: found {}, which compiles the SQLite that is built in", version_of(&compiler));
-    libfaketime()
+    libfaketime()?;
+    postgres::setup()
 }
 
 /// Where distributions put the library with which the tests show a process another clock.
@@ -86,11 +93,31 @@ fn libfaketime() -> Result<(), Failure> {
 
 /// Runs `apt-get`, with sudo for others than root.
 fn apt_get(arguments: &[&str]) -> Result<(), Failure> {
-    let root = Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0");
-    let mut command = Command::new(if root { "env" } else { "sudo" });
-    command.args(if root { &[][..] } else { &["env"] }).arg("DEBIAN_FRONTEND=noninteractive").arg("apt-get");
-    run("apt-get", command.args(arguments))
+    run("apt-get", as_root("env").args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]).args(arguments))
 }
+
+/// A program that root runs: with sudo for others.
+fn as_root(program: &str) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.arg(program);
+    command
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// Whether there is a way to install packages.
+fn can_install() -> bool {
+    let starts = |program: &str| Command::new(program).arg("--version").output().is_ok();
+    starts("apt-get") && (is_root() || starts("sudo"))
+}
+
+/// The environment variable with the URL of the server on which tests make their databases. See the testkit.
+const SERVER_VARIABLE: &str = "LASTBEAT_TEST_POSTGRES_URL";
 
 /// Runs all tests of the workspace; `extra` goes to `cargo test`.
 ///
@@ -104,7 +131,22 @@ fn test(extra: &[String]) -> Result<(), Failure> {
     }
     run("build", &mut build)?;
     // Not `--all-targets`: that would leave out the tests in the documentation.
-    run("test", cargo(&["test", "--workspace"]).args(extra))
+    run("test", cargo_beside_a_server(&["test", "--workspace"])?.args(extra))
+}
+
+/// A cargo whose tests find a PostgreSQL server: the one that the environment names, or else one that is started for
+/// them and ends with them. Otherwise each process of the tests would start one.
+fn cargo_beside_a_server(arguments: &[&str]) -> Result<Command, Failure> {
+    let cargo = cargo(arguments);
+    if env::var_os(SERVER_VARIABLE).is_some_and(|url| !url.is_empty()) {
+        eprintln!("xtask: the tests make their databases on the server of {SERVER_VARIABLE}");
+        return Ok(cargo);
+    }
+    let own = env::current_exe().map_err(|error| Failure { message: error.to_string(), code: 1 })?;
+    eprintln!("xtask: the tests make their databases on a server of their own; {SERVER_VARIABLE} can name another");
+    let mut command = Command::new(own.with_file_name("throwaway-postgres"));
+    command.arg("--").arg(cargo.get_program()).args(cargo.get_args()).current_dir(workspace_root());
+    Ok(command)
 }
 
 /// Plays schedules of faults; `extra` says how many, and from which seed on.

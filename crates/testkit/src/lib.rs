@@ -1,6 +1,8 @@
-//! What the tests share: a simulated clock and throwaway stores.
+//! What the tests share: a simulated clock, throwaway stores and a throwaway PostgreSQL server.
 
 #![allow(clippy::unwrap_used)]
+
+pub mod postgres;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
