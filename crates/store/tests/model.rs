@@ -475,18 +475,18 @@ impl Real {
         (Real { runtime: Rc::new(runtime), place, store, file: 0 }, 0)
     }
 
-    fn go_on((mut real, _): (Real, u32), model: &Model, step: Step) -> (Real, u32) {
+    fn go_on((mut real, _): (Real, u32), model: &Model, step: &Step) -> (Real, u32) {
         // The claim id says which attempt it is of, which a claim must know beforehand: that of the run that it gets.
         let attempt =
             model.runs.values().filter(|run| run.claimed == model.now).map(|run| run.attempt).max().unwrap_or(1);
         let runtime = Rc::clone(&real.runtime);
-        let answer = runtime.block_on(real.step(&step, attempt));
+        let answer = runtime.block_on(real.step(step, attempt));
         assert_eq!(answer.as_deref(), model.answer, "{step:?}");
         runtime.block_on(real.check(model));
         (real, attempt)
     }
 
-    fn end((real, _): (Real, u32), model: Model) {
+    fn end((real, _): (Real, u32), model: &Model) {
         real.runtime.block_on(async {
             let report = real.store.verify(&|_, _| ()).await.unwrap();
             assert_eq!((report.damage, report.runs), (Vec::new(), model.runs.len() as u64));
@@ -509,11 +509,11 @@ macro_rules! on_backend {
             }
 
             fn apply(real: (Real, u32), model: &Model, step: Step) -> (Real, u32) {
-                Real::go_on(real, model, step)
+                Real::go_on(real, model, &step)
             }
 
             fn teardown(real: (Real, u32), model: Model) {
-                Real::end(real, model);
+                Real::end(real, &model);
             }
         }
 

@@ -63,6 +63,9 @@ async fn lock_runs(
     Ok(())
 }
 
+/// What a claim may be given: runs of these lanes, for this device.
+type Wanted<'a> = (&'a [Name], Option<&'a Name>);
+
 /// Picks a run for each claim: of those that the claimant may have and nobody else is taking, the one that is due
 /// longest, and that the batch neither names nor picked already.
 async fn pick(
@@ -72,7 +75,7 @@ async fn pick(
     ground: &mut Ground,
 ) -> Result<(), StoreError> {
     // Claims that could be given for one another, in the order of the first of each.
-    let mut groups: Vec<((&[Name], Option<&Name>), Vec<usize>)> = Vec::new();
+    let mut groups: Vec<(Wanted<'_>, Vec<usize>)> = Vec::new();
     for (index, command) in commands.iter().enumerate() {
         let Command::Claim { lanes, claimant } = command.inner() else { continue };
         let group = (lanes.as_slice(), claimant.device.as_ref());
