@@ -337,27 +337,47 @@ async fn transact(
     connection.execute("BEGIN").await?;
     let simulated = shared.clock.simulated();
     let taken = beats::accept(connection, commands, simulated).await?;
+    let segments = taken.segments();
+    if !segments.is_empty() {
+        write::insert_segments(connection, &segments).await?;
+    }
     let mask = taken.mask(commands.len());
+    if let (Some(at), true) = (taken.at, mask.iter().all(|taken| *taken)) {
+        let (transaction, through) = append_beats(connection, at, &taken).await?;
+        let stale = service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX);
+        if stale || through > shared.service().through {
+            shared.keep(&refresh_service_log(connection, &shared.service()).await?);
+            *service_read = Some(Instant::now());
+        }
+        let answers = taken.answers(&shared.service());
+        return Ok(Pending { transaction, outcomes: in_order(commands.len(), answers, &mask, Vec::new()) });
+    }
     let rest: Vec<Command> =
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
-    let ground = if rest.is_empty() { Ground::default() } else { ground::lock(connection, &rest, simulated).await? };
+    let ground = ground::lock(connection, &rest, simulated).await?;
     let End { mut head, clocks, transaction } = lock_log(connection, &shared.clock).await?;
     write_taken(connection, &taken, &mut head).await?;
-    let stale = service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX);
-    if stale || !rest.is_empty() {
-        shared.keep(&refresh_service_log(connection, &shared.service()).await?);
-        *service_read = Some(Instant::now());
-    }
-    let service = shared.service();
-    let decided = if rest.is_empty() {
-        Vec::new()
-    } else {
-        decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?
-    };
+    let service = refresh_service_log(connection, &shared.service()).await?;
+    shared.keep(&service);
+    *service_read = Some(Instant::now());
+    let decided = decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
     Ok(Pending { transaction, outcomes: in_order(commands.len(), taken.answers(&service), &mask, decided) })
 }
 
-/// Writes the heartbeats that the fast path took as a row of their own.
+/// Takes the log lock and appends heartbeats, where there is nothing to decide. Returns the number of the transaction and
+/// where the service events end.
+async fn append_beats(
+    connection: &mut PgConnection,
+    at: Timestamp,
+    taken: &Taken,
+) -> Result<(String, i64), StoreError> {
+    let row = BeatsRow::pack(0, at, &taken.numbered());
+    let append = "SELECT transaction, service_through FROM lastbeat_append_beats($1, $2, $3)";
+    let query = sqlx::query_as(append).bind(row.recorded_at).bind(row.count).bind(row.data);
+    Ok(query.fetch_one(connection).await?)
+}
+
+/// Writes the heartbeats that the fast path took as a row of their own, under the log lock.
 async fn write_taken(connection: &mut PgConnection, taken: &Taken, head: &mut Head) -> Result<(), StoreError> {
     let Some(at) = taken.at else { return Ok(()) };
     head.beat_position += 1;
