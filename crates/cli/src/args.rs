@@ -79,8 +79,9 @@ pub(crate) enum Command {
     /// Look at what the database stands on, and say what to do about what is not well.
     Doctor,
     /// Make the database, or bring its schema up to date.
-    Migrate,
-    /// Play the whole story with real processes on a fresh embedded store, in under a minute.
+    Migrate(Migrate),
+    /// Play the whole story with real processes, in under a minute: on a fresh embedded store, or with `--database
+    /// postgres://…` in a fresh schema of that database, which goes at the end.
     Demo {
         /// Keep the database in this new file, for looking around.
         #[arg(long, value_name = "FILE")]
@@ -472,4 +473,25 @@ fn one_of<T: Copy>(text: &str, all: &[T], name: impl Fn(&T) -> &'static str) -> 
 
 fn word<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(serde_json::Value::String(text.to_owned())).map_err(|error| error.to_string())
+}
+
+/// `lastbeat migrate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Migrate {
+    /// PostgreSQL: print the statements that make the role under which servers run, which can append to the log and read
+    /// it and no more; or apply them, as the role that migrates.
+    #[arg(long, value_name = "WHAT")]
+    pub(crate) role_setup: Option<RoleSetup>,
+    /// The name of that role.
+    #[arg(long, value_name = "NAME", default_value = "lastbeat_app")]
+    pub(crate) role: String,
+}
+
+/// What to do about the application's role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum RoleSetup {
+    /// Print the statements.
+    Print,
+    /// Carry them out.
+    Apply,
 }

@@ -15,7 +15,7 @@ use std::time::Duration;
 use lastbeat_domain::decide::Command as Decision;
 use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::{Liveness, Name, Rule, RunId, Span, Status, Terms, Timestamp};
-use lastbeat_store::{Filter, Judged, Store, Stored, ask};
+use lastbeat_store::{Filter, Judged, Store, Stored, ask, postgres};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::args::{self, Output};
@@ -56,7 +56,10 @@ struct Demo {
 ///
 /// # Errors
 /// If a step of the story never comes.
-pub(crate) async fn demo(keep: Option<PathBuf>) -> Result<Vec<String>, Failure> {
+pub(crate) async fn demo(database: &str, keep: Option<PathBuf>) -> Result<Vec<String>, Failure> {
+    if postgres::is_url(database) {
+        return in_schema(database, keep).await;
+    }
     let folder = tempfile::tempdir()?;
     let path = match &keep {
         Some(path) if path.exists() => {
@@ -74,6 +77,20 @@ pub(crate) async fn demo(keep: Option<PathBuf>) -> Result<Vec<String>, Failure> 
     if let (Some(path), Ok(_)) = (keep, &broken) {
         output::line(&format!("\nThe database is kept: lastbeat --database sqlite://{} run list", path.display()))?;
     }
+    broken
+}
+
+/// Plays the story in a schema of its own, so that it meets nobody's runs. The schema is dropped at the end.
+async fn in_schema(database: &str, keep: Option<PathBuf>) -> Result<Vec<String>, Failure> {
+    if keep.is_some() {
+        return Err(Failure::new("invalid", "--keep names a file, and there is none in PostgreSQL"));
+    }
+    let schema = postgres::Schema::make(database).await?;
+    let store = lastbeat_store::open(schema.url(), true).await?;
+    let demo = Demo { store: Arc::clone(&store), url: schema.url().to_owned(), started: std::time::Instant::now() };
+    let broken = demo.play().await;
+    store.close().await;
+    schema.drop().await?;
     broken
 }
 

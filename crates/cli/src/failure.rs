@@ -33,7 +33,11 @@ impl From<StoreError> for Failure {
         let code = match &error {
             StoreError::Unavailable(_) => "unavailable",
             StoreError::NoDatabase { .. } => "no_database",
-            StoreError::BadUrl(_) => "bad_database_url",
+            StoreError::BadUrl(_) | StoreError::NoUser(_) => "bad_database_url",
+            StoreError::NotMigrated { .. } => "not_migrated",
+            StoreError::ServerTooOld { .. } => "server_too_old",
+            StoreError::BadRole(_) => "invalid",
+            StoreError::Unsupported(_) => "unsupported",
             StoreError::Unreadable { .. } => "unreadable_database",
             StoreError::SchemaTooNew { .. } => "schema_too_new",
             StoreError::Corrupt(_) | StoreError::CorruptStream { .. } => "corrupt",

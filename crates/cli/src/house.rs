@@ -8,12 +8,12 @@ use lastbeat_domain::Name;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::event::{DeafCause, ReleaseCause};
 use lastbeat_store::generate::{self, Workload};
-use lastbeat_store::{Health, Store, check_import};
+use lastbeat_store::{Health, Store, check_import, postgres};
 use lastbeat_sweeper::{Held, SweepReport, Sweeper, dry_run, sweep_until};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{self, Output};
+use crate::args::{self, Migrate, Output, RoleSetup};
 use crate::failure::Failure;
 use crate::output;
 use crate::progress::{Counting, Progress};
@@ -231,10 +231,34 @@ pub(crate) async fn doctor(store: &dyn Store, form: Output) -> Result<(), Failur
     Err(Failure::new("unwell", format!("not well: {}", bad.join(", "))))
 }
 
-pub(crate) fn migrate(form: Output) -> Result<(), Failure> {
-    // Opening the store has migrated it.
-    match form {
-        Output::Table => output::line("the database is up to date"),
-        Output::Json | Output::Jsonl => output::json_line(&json!({"migrated": true})),
+/// Makes the database, or brings its schema up to date; and makes the application's role if asked to.
+pub(crate) async fn migrate(database: &str, arguments: &Migrate, form: Output) -> Result<(), Failure> {
+    if !postgres::is_url(database) {
+        if arguments.role_setup.is_some() {
+            let message = "only PostgreSQL has roles; name a database with --database postgres://user@host/database";
+            return Err(Failure::new("invalid", message));
+        }
+        // Opening a file migrates it.
+        lastbeat_store::open(database, true).await?.close().await;
+        return migrated(form, None);
+    }
+    if arguments.role_setup == Some(RoleSetup::Print) {
+        return output::line(postgres::role_setup(&arguments.role)?.trim_end());
+    }
+    let versions = postgres::migrate(database).await?;
+    if arguments.role_setup == Some(RoleSetup::Apply) {
+        postgres::set_up_role(database, &arguments.role).await?;
+    }
+    migrated(form, Some(versions))
+}
+
+fn migrated(form: Output, versions: Option<(i64, i64)>) -> Result<(), Failure> {
+    match (form, versions) {
+        (Output::Table, Some((from, to))) if from < to => {
+            output::line(&format!("the database is migrated from schema {from} to {to}"))
+        }
+        (Output::Table, _) => output::line("the database is up to date"),
+        (_, Some((from, to))) => output::json_line(&json!({"migrated": true, "from": from, "to": to})),
+        (_, None) => output::json_line(&json!({"migrated": true})),
     }
 }

@@ -64,8 +64,12 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
             exec::guard(group);
             Ok(ExitCode::SUCCESS)
         }
+        Command::Migrate(arguments) => {
+            house::migrate(&database, &arguments, output).await?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Demo { keep } => {
-            let broken = demo::demo(keep).await?;
+            let broken = demo::demo(&database, keep).await?;
             if broken.is_empty() {
                 output::line("\nEvery claim of the story held.")?;
                 return Ok(ExitCode::SUCCESS);
@@ -85,7 +89,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
 fn writes(command: &Command) -> bool {
     match command {
         Command::Exec(_) | Command::Sweep(args::Sweep { dry_run: false, .. }) => true,
-        Command::Import { .. } | Command::Generate(_) | Command::Migrate | Command::Lane(args::Lane::Set(_)) => true,
+        Command::Import { .. } | Command::Generate(_) | Command::Lane(args::Lane::Set(_)) => true,
         Command::Run(run) => matches!(run, args::Run::Create(_) | args::Run::Claim(_)),
         _ => false,
     }
@@ -108,8 +112,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::Rebuild => house::rebuild(store.as_ref(), output).await?,
         Command::Backup { file } => house::backup(store.as_ref(), &file, output).await?,
         Command::Doctor => house::doctor(store.as_ref(), output).await?,
-        Command::Migrate => house::migrate(output)?,
-        Command::Completions { .. } | Command::Guard { .. } | Command::Demo { .. } => {}
+        Command::Completions { .. } | Command::Guard { .. } | Command::Demo { .. } | Command::Migrate(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -9,8 +9,8 @@ use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, Span, Status, Timestamp};
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
-    Check, CheckedImport, Clock, CommandError, Due, Filter, ImportError, ImportReport, LineSink, Outcome, Progress,
-    RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage, VerifyReport,
+    Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Outcome,
+    Progress, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage, VerifyReport,
 };
 use lastbeat_sweeper::{SweepReport, Sweeper};
 use lastbeat_testkit::SimulatedClock;
@@ -200,6 +200,10 @@ impl Store for Between {
 
     async fn stream(&self, id: RunId, after: u64, limit: usize) -> Result<StreamPage, StoreError> {
         self.inner.stream(id, after, limit).await
+    }
+
+    async fn feed(&self, after: u64, limit: usize) -> Result<Vec<FeedEntry>, StoreError> {
+        self.inner.feed(after, limit).await
     }
 
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {

@@ -183,15 +183,14 @@ impl Batch {
     /// Carries out a command that may be a repetition. Only what was done is remembered: what was refused appended
     /// nothing, and may be tried again.
     fn once(&mut self, index: usize, key: &IdempotencyKey, command: &Command) -> Result<Outcome, StoreError> {
-        let fingerprint = fingerprint(command);
         if let Some(known) = self.ground.answered.remove(key) {
-            return known.repeat(key, &fingerprint, &self.service);
+            return known.repeat(key, command, &self.service);
         }
         let outcome = self.apply(index, command)?;
         if let Ok(answer) = &outcome
             && let Some(judged) = &answer.judged
         {
-            let (run, version) = (judged.run.id, judged.run.version);
+            let (fingerprint, run, version) = (fingerprint(command), judged.run.id, judged.run.version);
             let first = FirstAnswer { fingerprint, run, version, existing: answer.existing, at: judged.at };
             self.writes.answers.push((key.clone(), first));
         }

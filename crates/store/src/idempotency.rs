@@ -45,11 +45,11 @@ impl Known {
     pub(crate) fn repeat(
         self,
         key: &IdempotencyKey,
-        fingerprint: &str,
+        command: &Command,
         service: &ServiceLog,
     ) -> Result<Outcome, StoreError> {
         let FirstAnswer { fingerprint: first, run: id, version, existing, at } = self.first;
-        if first != fingerprint {
+        if first != fingerprint(command) {
             let message =
                 format!("the idempotency key `{}` was sent before, with another request; make a new one", key.key);
             return Ok(Err(Refusal::new(RefusalCode::IdempotencyKeyReused, message).into()));
@@ -60,16 +60,19 @@ impl Known {
         };
         let facts: Vec<Recorded> = self.stream.iter().filter_map(Stored::known).cloned().collect();
         let input = facts.first().and_then(|created| input_of(&created.event));
-        let appended: Vec<Recorded> = match facts.last().map(|last| &last.event) {
-            _ if existing => Vec::new(),
-            // A claim that came with the creation.
-            Some(RunEvent::Claimed { .. }) if facts.len() > 2 => facts.into_iter().next_back().into_iter().collect(),
-            _ => facts,
-        };
-        let claimed = matches!(appended.last().map(|last| &last.event), Some(RunEvent::Claimed { .. }));
+        let claimed = matches!(facts.last().map(|last| &last.event), Some(RunEvent::Claimed { .. }));
+        // A create made the run; a claim added one fact to it.
+        let before = if matches!(command, Command::Claim { .. }) { facts.len().saturating_sub(1) } else { 0 };
+        let appended: Vec<Recorded> = if existing { Vec::new() } else { facts.into_iter().skip(before).collect() };
         let (policy, listening) = (service.policy(&run.lane, at), Arc::new(service.listening(at)));
         let judged = Some(Box::new(Judged::new(run, policy, listening, at)));
-        Ok(Ok(Answer { judged, appended, existing, input: input.filter(|_| claimed), ..Answer::default() }))
+        Ok(Ok(Answer {
+            judged,
+            appended,
+            existing,
+            input: input.filter(|_| claimed && !existing),
+            ..Answer::default()
+        }))
     }
 }
 

@@ -156,6 +156,25 @@ pub struct StreamPage {
     pub next: Option<u64>,
 }
 
+/// A fact of the feed: the whole store's facts in the order of their commits, but for plain heartbeats, which are read
+/// by run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FeedEntry {
+    /// Its place in the order. Whoever has seen one never misses a smaller one.
+    pub position: u64,
+    /// The fact.
+    pub fact: FeedFact,
+}
+
+/// What the feed tells of.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FeedFact {
+    /// A fact of a run.
+    Run(Stored),
+    /// A fact of the service, in the form of an export.
+    Service(String),
+}
+
 /// Some of the running runs of a lane.
 #[derive(Clone, Debug)]
 pub struct Sample {
@@ -189,6 +208,9 @@ pub trait Store: Send + Sync {
 
     /// Returns a page of a run's stream: at most `limit` facts after version `after`. Empty if there is no such run.
     async fn stream(&self, id: RunId, after: u64, limit: usize) -> Result<StreamPage, StoreError>;
+
+    /// Returns at most `limit` facts after a position, in the order of their commits.
+    async fn feed(&self, after: u64, limit: usize) -> Result<Vec<FeedEntry>, StoreError>;
 
     /// Returns runs, newest first, at most `limit`, beginning after the run `after`.
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError>;

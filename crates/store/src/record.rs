@@ -11,11 +11,11 @@ use lastbeat_domain::{Recorded, Run, RunEvent, RunId, ServiceEvent, ServiceRecor
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::StreamPage;
 use crate::batch::RunRow;
 use crate::error::StoreError;
-use crate::log::SegmentRow;
+use crate::log::{EventRow, SegmentRow, unsigned};
 use crate::packing::Beat;
+use crate::{FeedEntry, FeedFact, StreamPage};
 
 /// Returns the schema with which this program writes facts of a type, which is the newest that it can read.
 pub(crate) fn schema_of(type_name: &str) -> i64 {
@@ -171,6 +171,22 @@ pub(crate) fn encode_service_event(event: &ServiceEvent) -> String {
 fn encode<T: Serialize>(event: &T) -> String {
     // Events hold nothing that JSON cannot: no maps with keys that are no strings.
     serde_json::to_string(event).unwrap_or_default()
+}
+
+/// Reads a row of `events` as an entry of the feed. `run` is whose fact it is.
+///
+/// # Errors
+/// If its body is no JSON object, which no program writes, or nobody knows its run.
+pub(crate) fn feed_entry(row: &EventRow, run: Option<RunId>) -> Result<FeedEntry, StoreError> {
+    let (position, at) = (unsigned(row.position)?, Timestamp::from_micros(row.recorded_at));
+    let fact = match (row.version, run) {
+        (None, _) => FeedFact::Service(service_line(at, row.schema, &row.body)?),
+        (Some(version), Some(run)) => {
+            FeedFact::Run(decode_run_event(run, unsigned(version)?, at, row.schema, &row.body)?)
+        }
+        (Some(_), None) => return Err(StoreError::Corrupt(format!("nobody knows the run of position {position}"))),
+    };
+    Ok(FeedEntry { position, fact })
 }
 
 /// Writes a fact of a run as a line of an export.

@@ -9,14 +9,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use lastbeat_domain::decide::{Command, Report, RunSpec};
 use lastbeat_domain::listening::{BeaconRole, Promise};
 use lastbeat_domain::policy::LateCompletion;
 use lastbeat_domain::{Liveness, Name, RunId, Span, Status, Terms};
-use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{CommandError, Store, ask, check_import};
-use lastbeat_testkit::{Place, claimant, name, report, run_id};
+use lastbeat_testkit::{Backend, Place, claimant, name, report, run_id};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 use proptest_state_machine::{ReferenceStateMachine, StateMachineTest, prop_state_machine};
@@ -324,7 +324,7 @@ impl ReferenceStateMachine for Model {
 struct Real {
     runtime: Rc<tokio::runtime::Runtime>,
     place: Place,
-    store: SqliteStore,
+    store: Arc<dyn Store>,
     file: u32,
 }
 
@@ -348,7 +348,7 @@ fn terms(window: u64, max_attempts: u32, adopt: bool) -> Terms {
     }
 }
 
-async fn told(store: &SqliteStore, command: Command) -> Option<String> {
+async fn told(store: &dyn Store, command: Command) -> Option<String> {
     match store.execute(vec![command]).await.pop().unwrap() {
         Ok(_) => None,
         Err(CommandError::Refused(refusal)) => Some(refusal.code.as_str().to_owned()),
@@ -401,7 +401,7 @@ impl Real {
             Step::Deaf(seconds) => return self.deaf(*seconds).await,
             Step::Reopen => {
                 self.store.close().await;
-                self.store = self.place.open(&format!("{}.db", self.file)).await;
+                self.store = self.place.store(&self.file.to_string()).await;
                 return None;
             }
             Step::Rebuild => {
@@ -410,7 +410,7 @@ impl Real {
             }
             Step::Move => return self.move_on().await,
         };
-        told(&self.store, command).await
+        told(self.store.as_ref(), command).await
     }
 
     /// A process listens, is silent for so long, listens again, and stops.
@@ -419,10 +419,10 @@ impl Real {
             let promise = Promise::Within(Span::from_seconds(PROMISE));
             Command::Beacon { process: name("p"), role: BeaconRole::Local, promise }
         };
-        assert_eq!(told(&self.store, beacon()).await, None);
+        assert_eq!(told(self.store.as_ref(), beacon()).await, None);
         self.seconds(seconds);
-        assert_eq!(told(&self.store, beacon()).await, None);
-        told(&self.store, Command::RemoveBeacon { process: name("p") }).await
+        assert_eq!(told(self.store.as_ref(), beacon()).await, None);
+        told(self.store.as_ref(), Command::RemoveBeacon { process: name("p") }).await
     }
 
     async fn move_on(&mut self) -> Option<String> {
@@ -434,7 +434,7 @@ impl Real {
         };
         self.store.export(&mut sink).await.unwrap();
         self.file += 1;
-        let next = self.place.open(&format!("{}.db", self.file)).await;
+        let next = self.place.store(&self.file.to_string()).await;
         // Beacons bring log time a little ahead of the clock.
         let now = next.now().await.unwrap().plus(Span::from_millis(1));
         next.import(check_import(Cursor::new(text), now).unwrap()).await.unwrap();
@@ -445,7 +445,7 @@ impl Real {
 
     async fn check(&self, model: &Model) {
         for (id, expected) in &model.runs {
-            let judged = ask::run(&self.store, id_of(*id)).await.unwrap().unwrap();
+            let judged = ask::run(self.store.as_ref(), id_of(*id)).await.unwrap().unwrap();
             let run = &judged.run;
             let found = (run.status, run.attempt, run.version, run.beats, judged.verdict.liveness);
             let verdict = model.verdict(expected);
@@ -462,34 +462,31 @@ impl Real {
     }
 }
 
-impl StateMachineTest for Real {
-    type SystemUnderTest = (Real, u32);
-    type Reference = Model;
-
-    fn init_test(model: &Model) -> (Real, u32) {
+impl Real {
+    fn begin(backend: Backend, model: &Model) -> (Real, u32) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let place = Place::at(NOW);
+        let place = Place::on(backend, NOW);
         let store = runtime.block_on(async {
-            let store = place.open("0.db").await;
+            let store = place.store("0").await;
             let policy = set_policy(model.window, model.max_attempts, model.adopt);
-            assert_eq!(told(&store, policy).await, None);
+            assert_eq!(told(store.as_ref(), policy).await, None);
             store
         });
         (Real { runtime: Rc::new(runtime), place, store, file: 0 }, 0)
     }
 
-    fn apply((mut real, _): (Real, u32), model: &Model, step: Step) -> (Real, u32) {
+    fn go_on((mut real, _): (Real, u32), model: &Model, step: &Step) -> (Real, u32) {
         // The claim id says which attempt it is of, which a claim must know beforehand: that of the run that it gets.
         let attempt =
             model.runs.values().filter(|run| run.claimed == model.now).map(|run| run.attempt).max().unwrap_or(1);
         let runtime = Rc::clone(&real.runtime);
-        let answer = runtime.block_on(real.step(&step, attempt));
+        let answer = runtime.block_on(real.step(step, attempt));
         assert_eq!(answer.as_deref(), model.answer, "{step:?}");
         runtime.block_on(real.check(model));
         (real, attempt)
     }
 
-    fn teardown((real, _): (Real, u32), model: Model) {
+    fn end((real, _): (Real, u32), model: &Model) {
         real.runtime.block_on(async {
             let report = real.store.verify(&|_, _| ()).await.unwrap();
             assert_eq!((report.damage, report.runs), (Vec::new(), model.runs.len() as u64));
@@ -498,13 +495,40 @@ impl StateMachineTest for Real {
     }
 }
 
-prop_state_machine! {
-    #![proptest_config(Config {
-        cases: 64,
-        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
-        ..Config::default()
-    })]
+/// The same test for each kind of store.
+macro_rules! on_backend {
+    ($name:ident, $test:ident, $backend:expr, $cases:expr) => {
+        struct $name;
 
-    #[test]
-    fn the_store_does_what_the_naive_model_does(sequential 1..60 => Real);
+        impl StateMachineTest for $name {
+            type SystemUnderTest = (Real, u32);
+            type Reference = Model;
+
+            fn init_test(model: &Model) -> (Real, u32) {
+                Real::begin($backend, model)
+            }
+
+            fn apply(real: (Real, u32), model: &Model, step: Step) -> (Real, u32) {
+                Real::go_on(real, model, &step)
+            }
+
+            fn teardown(real: (Real, u32), model: Model) {
+                Real::end(real, &model);
+            }
+        }
+
+        prop_state_machine! {
+            #![proptest_config(Config {
+                cases: $cases,
+                failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+                ..Config::default()
+            })]
+
+            #[test]
+            fn $test(sequential 1..60 => $name);
+        }
+    };
 }
+
+on_backend!(OnSqlite, sqlite_does_what_the_naive_model_does, Backend::Sqlite, 64);
+on_backend!(OnPostgres, postgres_does_what_the_naive_model_does, Backend::Postgres, 32);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use lastbeat_domain::decide::{Command, RefusalCode};
 use lastbeat_domain::event::{RunEvent, ServiceEvent};
-use lastbeat_domain::hold::Census;
+use lastbeat_domain::hold::{Census, HoldState};
 use lastbeat_domain::listening::{BEACON_INTERVAL_MAX, BeaconRole, Promise, beacon_interval, promise_for};
 use lastbeat_domain::{Name, Rule, ServiceRecorded, Span, Timestamp, explain};
 use lastbeat_store::{Answer, Clock, CommandError, Filter, Judged, Store, StoreError, ask};
@@ -68,8 +68,10 @@ impl Sweeper {
             let judged: Vec<Judged> = due.into_iter().map(|due| due.judged).collect();
             let plan = SweepPlan::new(&judged);
             self.review(store, plan.review.iter(), &mut report).await?;
+            let done = report.reaped.len() as u64 + report.rearmed;
             self.carry_out(store, &plan, &mut report).await?;
-            if !full {
+            // Where others are at work on all of it, there is nothing to do but to come back.
+            if !full || report.reaped.len() as u64 + report.rearmed == done {
                 break;
             }
             // A long pass must not look like a gap.
@@ -119,7 +121,13 @@ impl Sweeper {
         lanes: impl Iterator<Item = &'a Name>,
         report: &mut SweepReport,
     ) -> Result<(), StoreError> {
+        let service = store.service_log().await?;
         for lane in lanes {
+            // Nothing can come of it.
+            let free = service.hold(lane) == HoldState::Free;
+            if free && service.policy(lane, report.at).terms.hold_min.is_none() {
+                continue;
+            }
             let now = self.clock.boottime();
             if self.reviews.get(lane).is_some_and(|(before, _)| now.minus(*before) < REVIEW_INTERVAL) {
                 continue;
@@ -149,7 +157,7 @@ impl Sweeper {
                 Ok(_) => report.rearmed += 1,
                 Err(CommandError::Failed(error)) => return Err(error),
                 Err(CommandError::Refused(refusal)) => match refusal.code {
-                    RefusalCode::NotLapsed => report.lost_races += 1,
+                    RefusalCode::NotLapsed | RefusalCode::Busy => report.lost_races += 1,
                     _ => report.rearmed += 1,
                 },
             }
@@ -192,7 +200,7 @@ pub async fn dry_run(store: &dyn Store, at: Option<Timestamp>) -> Result<SweepRe
                 let (census, held) = lanes.entry(judged.run.lane.clone()).or_default();
                 census.add(&judged.verdict);
                 let state = service.hold(&judged.run.lane);
-                let free = state == lastbeat_domain::hold::HoldState::Free;
+                let free = state == HoldState::Free;
                 *held = (at.is_none() && state.is_held()) || (free && census.calls_for_hold(&judged.policy.terms));
             }
         }

@@ -25,7 +25,7 @@ pub struct SweepReport {
     pub released: Vec<Released>,
     /// The deaf spans that its beacon recorded.
     pub deaf: Vec<Deaf>,
-    /// How many runs were heard of, or ended, between the plan and its execution.
+    /// How many runs were heard of, or ended, between the plan and its execution, or were in somebody else's hands then.
     pub lost_races: u64,
     /// How long it took.
     #[serde(rename = "duration_seconds")]

@@ -4,14 +4,18 @@
 
 pub mod postgres;
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use lastbeat_domain::decide::{Claimant, Report};
 use lastbeat_domain::{ClaimId, Name, RunId, Span, Timestamp};
-use lastbeat_store::Clock;
+use lastbeat_store::postgres::PostgresStore;
 use lastbeat_store::sqlite::SqliteStore;
+use lastbeat_store::{Clock, Store};
 use uuid::Uuid;
+
+use crate::postgres::{Database, fresh_database};
 
 /// Clocks that stand still until they are moved. The one that tells the time can be set, in either direction; the
 /// other one only ever advances.
@@ -49,17 +53,34 @@ impl Clock for SimulatedClock {
     }
 }
 
-/// A store in a folder of its own, on a simulated clock.
+/// A kind of store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// One file.
+    Sqlite,
+    /// A database on a PostgreSQL server.
+    Postgres,
+}
+
+/// Stores in a place of their own, on a simulated clock.
 pub struct Place {
+    backend: Backend,
     folder: tempfile::TempDir,
-    /// The clock from which the store draws log time.
+    databases: Mutex<BTreeMap<String, Database>>,
+    /// The clock from which the stores draw log time.
     pub clock: Arc<SimulatedClock>,
 }
 
 impl Place {
-    /// Makes a folder whose clock says `now`.
+    /// Makes a place for files; its clock says `now`.
     pub fn at(now: &str) -> Place {
-        Place { folder: tempfile::tempdir().unwrap(), clock: SimulatedClock::at(now.parse().unwrap()) }
+        Place::on(Backend::Sqlite, now)
+    }
+
+    /// Makes a place for stores of a kind; its clock says `now`.
+    pub fn on(backend: Backend, now: &str) -> Place {
+        let (folder, databases) = (tempfile::tempdir().unwrap(), Mutex::default());
+        Place { backend, folder, databases, clock: SimulatedClock::at(now.parse().unwrap()) }
     }
 
     /// Returns the path of a file in the folder.
@@ -67,16 +88,60 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// Returns the URL of a database in the folder.
+    /// Returns the URL of a file in the folder.
     pub fn url(&self, name: &str) -> String {
         format!("sqlite://{}", self.file(name).display())
     }
 
-    /// Opens a database in the folder, made if it is missing.
+    /// Opens a file in the folder, made if it is missing.
     pub async fn open(&self, name: &str) -> SqliteStore {
-        let clock: Arc<dyn Clock> = Arc::<SimulatedClock>::clone(&self.clock);
-        SqliteStore::open(&self.url(name), true, clock).await.unwrap()
+        SqliteStore::open(&self.url(name), true, self.clock()).await.unwrap()
     }
+
+    /// Opens a store of the place's kind, made if it is missing.
+    pub async fn store(&self, name: &str) -> Arc<dyn Store> {
+        match self.backend {
+            Backend::Sqlite => Arc::new(self.open(&format!("{name}.db")).await),
+            Backend::Postgres => {
+                Arc::new(PostgresStore::open(&self.database(name).await, Some(self.clock())).await.unwrap())
+            }
+        }
+    }
+
+    /// Returns the URL of a PostgreSQL database of the place, made and migrated if it is missing.
+    pub async fn database(&self, name: &str) -> String {
+        if let Some(database) = self.databases.lock().unwrap().get(name) {
+            return database.url.clone();
+        }
+        let database = fresh_database().await;
+        lastbeat_store::postgres::migrate(&database.url).await.unwrap();
+        let url = database.url.clone();
+        self.databases.lock().unwrap().insert(name.to_owned(), database);
+        url
+    }
+
+    fn clock(&self) -> Arc<dyn Clock> {
+        Arc::<SimulatedClock>::clone(&self.clock)
+    }
+}
+
+/// Makes tests of functions that take a [`Place`]: each once for each kind of store, by the name of both.
+#[macro_export]
+macro_rules! on_each_backend {
+    ($now:expr; $($name:ident),+ $(,)?) => {
+        mod sqlite {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name($crate::Place::on($crate::Backend::Sqlite, $now)).await;
+            })+
+        }
+        mod postgres {
+            $(#[tokio::test]
+            async fn $name() {
+                super::$name($crate::Place::on($crate::Backend::Postgres, $now)).await;
+            })+
+        }
+    };
 }
 
 /// Makes a name.

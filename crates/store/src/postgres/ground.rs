@@ -63,6 +63,9 @@ async fn lock_runs(
     Ok(())
 }
 
+/// What a claim may be given: runs of these lanes, for this device.
+type Wanted<'a> = (&'a [Name], Option<&'a Name>);
+
 /// Picks a run for each claim: of those that the claimant may have and nobody else is taking, the one that is due
 /// longest, and that the batch neither names nor picked already.
 async fn pick(
@@ -71,10 +74,14 @@ async fn pick(
     simulated: Option<i64>,
     ground: &mut Ground,
 ) -> Result<(), StoreError> {
-    let mut groups: BTreeMap<(&[Name], Option<&Name>), Vec<usize>> = BTreeMap::new();
+    // Claims that could be given for one another, in the order of the first of each.
+    let mut groups: Vec<(Wanted<'_>, Vec<usize>)> = Vec::new();
     for (index, command) in commands.iter().enumerate() {
-        if let Command::Claim { lanes, claimant } = command.inner() {
-            groups.entry((lanes.as_slice(), claimant.device.as_ref())).or_default().push(index);
+        let Command::Claim { lanes, claimant } = command.inner() else { continue };
+        let group = (lanes.as_slice(), claimant.device.as_ref());
+        match groups.iter_mut().find(|(other, _)| *other == group) {
+            Some((_, claims)) => claims.push(index),
+            None => groups.push((group, vec![index])),
         }
     }
     let mut taken: HashSet<Uuid> = commands.iter().filter_map(Command::run).map(RunId::as_uuid).collect();

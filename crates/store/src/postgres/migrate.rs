@@ -85,3 +85,47 @@ pub async fn set_up_role(url: &str, role: &str) -> Result<(), StoreError> {
     let _ = connection.close().await;
     Ok(())
 }
+
+/// A schema of its own in a database, for trials: migrated, empty, and met by nobody else.
+#[derive(Debug)]
+pub struct Schema {
+    name: String,
+    database: String,
+    url: String,
+}
+
+impl Schema {
+    /// Makes a schema in the database at `url` and migrates it.
+    ///
+    /// # Errors
+    /// If the database cannot be reached, or the role may not make schemas in it.
+    pub async fn make(url: &str) -> Result<Schema, StoreError> {
+        let name = format!("lastbeat_trial_{}", uuid::Uuid::new_v4().simple());
+        let joint = if url.contains('?') { '&' } else { '?' };
+        let own = format!("{url}{joint}options=-csearch_path%3D{name}");
+        let schema = Schema { name, database: url.to_owned(), url: own };
+        schema.run(format!("CREATE SCHEMA {}", schema.name)).await?;
+        migrate(&schema.url).await?;
+        Ok(schema)
+    }
+
+    /// Returns the URL of the database with this schema in it.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Drops the schema with all that is in it.
+    ///
+    /// # Errors
+    /// If the database cannot be reached; then `DROP SCHEMA … CASCADE` by hand does the same.
+    pub async fn drop(self) -> Result<(), StoreError> {
+        self.run(format!("DROP SCHEMA {} CASCADE", self.name)).await
+    }
+
+    async fn run(&self, statement: String) -> Result<(), StoreError> {
+        let mut connection = open::connect(&open::options(&self.database, Purpose::Keep)?).await?;
+        sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await?;
+        let _ = connection.close().await;
+        Ok(())
+    }
+}

@@ -40,15 +40,16 @@ use crate::record;
 use crate::service::ServiceLog;
 use crate::truth::Source;
 use crate::verify::{self, RebuildReport, VerifyReport};
-use crate::{Check, Due, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
+use crate::{Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
 
 use self::clock::PgClock;
 use self::open::Purpose;
 use self::source::Snapshot;
 use self::writer::{Job, Shared, Writer};
 
-pub use migrate::{migrate, role_setup, set_up_role};
-pub(crate) use open::{SCHEMA_VERSION, is_url};
+pub use migrate::{Schema, migrate, role_setup, set_up_role};
+pub(crate) use open::SCHEMA_VERSION;
+pub use open::is_url;
 
 /// How many writers a process has: while one waits for its commit, another takes heartbeats.
 const WRITERS: usize = 2;
@@ -193,6 +194,10 @@ impl Store for PostgresStore {
             })
         })
         .await
+    }
+
+    async fn feed(&self, after: u64, limit: usize) -> Result<Vec<FeedEntry>, StoreError> {
+        read::feed(&mut *self.reader().await?, after, limit).await
     }
 
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {

@@ -60,7 +60,7 @@ impl Purpose {
 }
 
 /// Says whether a database URL names a PostgreSQL server.
-pub(crate) fn is_url(url: &str) -> bool {
+pub fn is_url(url: &str) -> bool {
     url.starts_with("postgres://") || url.starts_with("postgresql://")
 }
 

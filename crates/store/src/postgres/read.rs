@@ -8,13 +8,13 @@ use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
 use sqlx::postgres::{PgConnection, PgRow};
 use sqlx::{AssertSqlSafe, Row};
 
-use super::rows::{RUN_COLUMNS, read_name, read_run, read_segment, read_word};
+use super::rows::{RUN_COLUMNS, read_event, read_name, read_run, read_segment, read_word};
 use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
 use crate::log::{signed, unsigned};
-use crate::record::{Stored, decode_run_event, put_in_order};
+use crate::record::{Stored, decode_run_event, feed_entry, put_in_order};
 use crate::service::ServiceLog;
-use crate::{Filter, Sample, StreamPage};
+use crate::{FeedEntry, Filter, Sample, StreamPage};
 
 /// Reads the service events that were appended since `known`, and the beacons: in one statement, since a gap that is
 /// neither recorded yet nor open any more would be charged to executors.
@@ -162,6 +162,28 @@ async fn events(
         decode_run_event(row.run.id, unsigned(version)?, Timestamp::from_micros(at), schema, &body)
     };
     rows.into_iter().map(read).collect()
+}
+
+/// Facts after a position, in the order of their commits. Positions are drawn under the log lock, so none that is smaller
+/// than one of these is still to come.
+pub(super) async fn feed(
+    connection: &mut PgConnection,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<FeedEntry>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT e.*, r.id AS of FROM (SELECT * FROM events WHERE position > $1 ORDER BY position LIMIT $2) AS e \
+         LEFT JOIN runs AS r ON r.number = e.run ORDER BY e.position",
+    )
+    .bind(signed(after))
+    .bind(signed(limit as u64))
+    .fetch_all(connection)
+    .await?;
+    let entry = |row: &PgRow| {
+        let run = row.try_get::<Option<uuid::Uuid>, _>("of")?.map(RunId::from_uuid);
+        feed_entry(&read_event(row)?, run)
+    };
+    rows.iter().map(entry).collect()
 }
 
 /// The runs that are due by `now`, with the instants for which they were, the longest due first.

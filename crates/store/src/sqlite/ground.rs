@@ -1,5 +1,6 @@
 //! Reading what a batch is decided on. The connection holds the write lock of the file, so nothing of it changes.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 
 use lastbeat_domain::decide::{Claimant, Command, IdempotencyKey};
@@ -95,9 +96,8 @@ async fn pick(
     for (index, command) in commands.iter().enumerate() {
         let Command::Claim { lanes, claimant } = command.inner() else { continue };
         let group = (lanes.as_slice(), claimant.device.as_ref());
-        if !waiting.contains_key(&group) {
-            let rows = may_be_had(connection, lanes, claimant, now, claims + taken.len()).await?;
-            waiting.insert(group, rows);
+        if let Entry::Vacant(place) = waiting.entry(group) {
+            place.insert(may_be_had(connection, lanes, claimant, now, claims + taken.len()).await?);
         }
         let rows = waiting.get(&group).map_or(&[][..], Vec::as_slice);
         if let Some(row) = rows.iter().find(|row| !taken.contains(&row.number)) {

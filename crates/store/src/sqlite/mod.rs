@@ -30,7 +30,7 @@ use crate::import::{CheckedImport, ImportReport};
 use crate::record;
 use crate::service::ServiceLog;
 use crate::verify::{self, RebuildReport, VerifyReport};
-use crate::{Check, Due, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
+use crate::{Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
 
 use self::source::Snapshot;
 use self::writer::Job;
@@ -124,6 +124,11 @@ impl Store for SqliteStore {
             Some(row) => read::stream(&mut snapshot, &row, after, limit).await,
             None => Ok(StreamPage { facts: Vec::new(), next: None }),
         }
+    }
+
+    async fn feed(&self, after: u64, limit: usize) -> Result<Vec<FeedEntry>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::feed(&mut snapshot, after, limit).await
     }
 
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {

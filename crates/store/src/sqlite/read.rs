@@ -8,13 +8,13 @@ use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::rows::{RUN_COLUMNS, read_instant, read_name, read_run, read_segment, read_word};
+use super::rows::{RUN_COLUMNS, read_event, read_id, read_instant, read_name, read_run, read_segment, read_word};
 use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
 use crate::log::{signed, unsigned};
-use crate::record::{Stored, decode_run_event, put_in_order};
+use crate::record::{Stored, decode_run_event, feed_entry, put_in_order};
 use crate::service::ServiceLog;
-use crate::{Filter, Sample, StreamPage};
+use crate::{FeedEntry, Filter, Sample, StreamPage};
 
 /// Reads the service events that were appended since `known`, and the beacons.
 pub(super) async fn refresh_service_log(
@@ -158,6 +158,28 @@ async fn events(
         decode_run_event(row.run.id, version, recorded_at, event.try_get("schema")?, &body)
     };
     rows.iter().map(read).collect()
+}
+
+/// Facts after a position, in the order of their commits.
+pub(super) async fn feed(
+    connection: &mut SqliteConnection,
+    after: u64,
+    limit: usize,
+) -> Result<Vec<FeedEntry>, StoreError> {
+    let rows = sqlx::query(
+        "SELECT events.*, runs.id AS of FROM events LEFT JOIN runs ON runs.number = events.run \
+         WHERE position > ? ORDER BY position LIMIT ?",
+    )
+    .bind(signed(after))
+    .bind(signed(limit as u64))
+    .fetch_all(connection)
+    .await?;
+    let entry = |row: &sqlx::sqlite::SqliteRow| {
+        let event = read_event(row)?;
+        let run = event.run.map(|_| read_id(row, "of")).transpose()?;
+        feed_entry(&event, run)
+    };
+    rows.iter().map(entry).collect()
 }
 
 /// The runs that are due by `now`, with the instants for which they were, the longest due first.

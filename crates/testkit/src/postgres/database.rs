@@ -80,6 +80,6 @@ pub(super) fn create(server: &str) -> String {
     let name = format!("lastbeat_{}", Uuid::new_v4().simple());
     let statement =
         format!("CREATE DATABASE {name} TEMPLATE template0 ENCODING 'UTF8' LOCALE_PROVIDER libc LOCALE 'C'");
-    session::run(server, &statement).unwrap_or_else(|error| panic!("{SERVER_VARIABLE} or a cluster: {error}"));
+    session::run(server, &statement).unwrap_or_else(|error| panic!("no database can be made for the test: {error}"));
     name
 }

@@ -1,0 +1,419 @@
+//! What the store on PostgreSQL promises beyond the contract: the log is append-only for everybody and for its own role,
+//! damage is named, a commit whose answer is lost is looked up, and nobody is told anything while the server is away.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use lastbeat_domain::decide::{Command, RunSpec};
+use lastbeat_domain::{RunId, Span};
+use lastbeat_store::postgres::{PostgresStore, migrate, role_setup, set_up_role};
+use lastbeat_store::{Answer, CommandError, DamageKind, Store, StoreError, ask};
+use lastbeat_testkit::postgres::{Cluster, fresh_database};
+use lastbeat_testkit::{Backend, Place, claimant, name, report, run_id};
+use proptest::prelude::*;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, Connection};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const NOW: &str = "2026-05-04T06:00:00Z";
+
+async fn one(store: &dyn Store, command: Command) -> Result<Answer, CommandError> {
+    store.execute(vec![command]).await.pop().unwrap()
+}
+
+fn create(run: RunId) -> Command {
+    let spec = RunSpec { input: Some(serde_json::json!({"n": 1})), ..RunSpec::of_lane(name("watcher")) };
+    Command::Create { run, spec: Box::new(spec), claim: Some(claimant("mac-7", "c")) }
+}
+
+fn beat(run: RunId) -> Command {
+    Command::Heartbeat { report: report(run, 1, "c"), progress: None }
+}
+
+/// A store with a run that ended and one that is beating, each with plain heartbeats in a segment, the latter with a
+/// tail too.
+async fn filled(place: &Place) -> Arc<dyn Store> {
+    let store = place.store("a").await;
+    for run in [run_id(1), run_id(2)] {
+        one(store.as_ref(), create(run)).await.unwrap();
+        for _ in 0..40 {
+            place.clock.advance(Span::from_seconds(30));
+            one(store.as_ref(), beat(run)).await.unwrap();
+        }
+    }
+    let done = Command::Complete { report: report(run_id(1), 1, "c"), output: None };
+    one(store.as_ref(), done).await.unwrap();
+    store
+}
+
+async fn sql(url: &str, statements: &str) -> Result<(), sqlx::Error> {
+    let mut shell = PgConnection::connect(url).await?;
+    let done = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut shell).await;
+    shell.close().await?;
+    done.map(|_| ())
+}
+
+#[tokio::test]
+async fn the_database_refuses_to_change_the_log_even_to_its_owner() {
+    let place = Place::on(Backend::Postgres, NOW);
+    let store = filled(&place).await;
+    let url = place.database("a").await;
+    for (table, key) in [("events", "position"), ("beats", "position"), ("segments", "run, first_version")] {
+        for statement in [
+            format!("UPDATE {table} SET digest = 0"),
+            format!("DELETE FROM {table}"),
+            format!("TRUNCATE {table}"),
+            format!("INSERT INTO {table} SELECT * FROM {table} LIMIT 1 ON CONFLICT ({key}) DO UPDATE SET digest = 0"),
+            format!("SET session_replication_role = replica; DELETE FROM {table}"),
+        ] {
+            let error = sql(&url, &statement).await.unwrap_err().to_string();
+            assert!(error.contains("append-only"), "{statement}: {error}");
+        }
+    }
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+#[tokio::test]
+async fn the_applications_role_can_do_its_work_and_has_no_right_to_change_the_log() {
+    let database = fresh_database().await;
+    migrate(&database.url).await.unwrap();
+    let role = format!("app_{}", uuid::Uuid::new_v4().simple());
+    set_up_role(&database.url, &role).await.unwrap();
+    set_up_role(&database.url, &role).await.unwrap();
+    let owner = url_user(&database.url);
+    let url = database.url.replacen(&owner, &format!("//{role}@"), 1);
+    let store = PostgresStore::open(&url, None).await.unwrap();
+    for number in 1..=3 {
+        one(&store, create(run_id(number))).await.unwrap();
+        for _ in 0..35 {
+            one(&store, beat(run_id(number))).await.unwrap();
+        }
+    }
+    one(&store, Command::Complete { report: report(run_id(1), 1, "c"), output: None }).await.unwrap();
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+    assert!(store.doctor().await.unwrap().iter().any(|check| check.name == "role" && check.advice.is_none()));
+    for statement in ["UPDATE events SET digest = 0", "DELETE FROM beats", "TRUNCATE segments", "DROP TABLE events"] {
+        let error = sql(&url, statement).await.unwrap_err().to_string();
+        assert!(error.contains("permission denied") || error.contains("must be owner"), "{statement}: {error}");
+    }
+    store.close().await;
+    let clean_up = format!("DROP OWNED BY {role}; DROP ROLE {role}");
+    sql(&database.url, &clean_up).await.unwrap();
+    assert!(role_setup("app; DROP TABLE events").is_err());
+}
+
+/// The part of a URL that names the user, with the slashes before it and the sign after it.
+fn url_user(url: &str) -> String {
+    let start = url.find("//").unwrap();
+    let end = url.find('@').unwrap();
+    url[start..=end].to_owned()
+}
+
+/// A kind of damage, and the run that it names.
+type Named = (DamageKind, Option<RunId>);
+
+#[tokio::test]
+async fn each_kind_of_damage_is_found_and_named_and_what_can_be_mended_is() {
+    use DamageKind::{AfterEnd, Beats, Changed, Due, Hole, Projection, Tail, Trigger};
+    let (ended, beating) = (Some(run_id(1)), Some(run_id(2)));
+    let cases: [(&str, &[Named]); 11] = [
+        (
+            "UPDATE events SET body = replace(body, '\"n\":1', '\"n\":2') WHERE run = 1 AND version = 1",
+            &[(Changed, ended)],
+        ),
+        (
+            "UPDATE segments SET first_at = first_at + 1 WHERE run = 1 AND first_version = 4",
+            &[(Changed, ended), (Beats, ended)],
+        ),
+        ("UPDATE beats SET recorded_at = recorded_at + 1 WHERE position = 3", &[(Changed, None), (Beats, ended)]),
+        ("DELETE FROM events WHERE run = 2 AND version = 3", &[(Hole, beating)]),
+        ("DELETE FROM beats WHERE position = 50", &[(Hole, None)]),
+        (
+            "INSERT INTO events SELECT position + 1, 1, 44, recorded_at + 1, 1, 0, NULL, 'started', \
+             '{\"type\":\"started\",\"attempt\":1}' FROM events ORDER BY position DESC LIMIT 1",
+            &[(Changed, ended), (AfterEnd, ended)],
+        ),
+        ("UPDATE runs SET status = 'running' WHERE number = 1", &[(Projection, ended), (Due, ended)]),
+        ("UPDATE runs SET tail = '' WHERE number = 2", &[(Tail, beating)]),
+        ("DELETE FROM due WHERE run = 2", &[(Due, beating)]),
+        ("DELETE FROM runs WHERE number = 2", &[(Projection, beating)]),
+        ("DROP TRIGGER beats_append_only ON beats", &[(Trigger, None)]),
+    ];
+    for (statement, expected) in cases {
+        let place = Place::on(Backend::Postgres, NOW);
+        let store = filled(&place).await;
+        let url = place.database("a").await;
+        let tables = ["events", "beats", "segments"];
+        let switch = |state: &str| -> String {
+            tables.map(|table| format!("ALTER TABLE {table} {state} TRIGGER {table}_append_only;")).concat()
+        };
+        let dropped = statement.starts_with("DROP TRIGGER");
+        let after = if dropped { String::new() } else { switch("ENABLE ALWAYS") };
+        sql(&url, &format!("{}{statement};{after}", if dropped { String::new() } else { switch("DISABLE") }))
+            .await
+            .unwrap();
+        let found = store.verify(&|_, _| ()).await.unwrap().damage;
+        for kind in expected {
+            assert!(
+                found.iter().any(|damage| (damage.kind, damage.run) == *kind),
+                "{statement}: {kind:?} in {found:?}"
+            );
+        }
+        if expected.iter().all(|(kind, _)| kind.is_mended_by_rebuild()) {
+            store.rebuild(&|_, _| ()).await.unwrap();
+            assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, [], "{statement}");
+        } else if !dropped && found.iter().any(|damage| matches!(damage.kind, Hole | AfterEnd | Beats)) {
+            assert!(matches!(store.rebuild(&|_, _| ()).await, Err(StoreError::Corrupt(_)) | Ok(_)), "{statement}");
+        }
+    }
+}
+
+/// Stands between a store and its server, and cuts the connection when told to: once a COMMIT has gone through.
+struct Proxy {
+    port: u16,
+    /// Cut the next connection that commits, after the server got it and before the client hears of it.
+    armed: Arc<AtomicBool>,
+    cuts: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    async fn start(server: u16) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (armed, cuts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (switch, count) = (Arc::clone(&armed), Arc::clone(&cuts));
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+                tokio::spawn(pass_on(client, server, Arc::clone(&switch), Arc::clone(&count)));
+            }
+        });
+        Proxy { port, armed, cuts }
+    }
+}
+
+async fn pass_on(mut client: TcpStream, mut server: TcpStream, armed: Arc<AtomicBool>, cuts: Arc<AtomicUsize>) {
+    let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
+    loop {
+        tokio::select! {
+            read = client.read(&mut up) => {
+                let Ok(read @ 1..) = read else { return };
+                server.write_all(&up[..read]).await.unwrap();
+                let commits = up[..read].windows(6).any(|bytes| bytes == b"COMMIT");
+                if commits && armed.swap(false, Ordering::SeqCst) {
+                    // The server has answered, so it is committed; the client never hears of it.
+                    let _ = server.read(&mut down).await;
+                    cuts.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
+            }
+            read = server.read(&mut down) => {
+                let Ok(read @ 1..) = read else { return };
+                if client.write_all(&down[..read]).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_is_looked_up_and_done_once() {
+    let database = fresh_database().await;
+    migrate(&database.url).await.unwrap();
+    let authority = database.url.split("//").nth(1).unwrap().split('/').next().unwrap();
+    let port: u16 = authority.rsplit(':').next().unwrap().parse().unwrap();
+    let proxy = Proxy::start(port).await;
+    let url = database.url.replacen(&format!(":{port}/"), &format!(":{}/", proxy.port), 1);
+    let store = PostgresStore::open(&url, None).await.unwrap();
+    let mut versions = Vec::new();
+    let commands = [create(run_id(1)), beat(run_id(1)), beat(run_id(1)), beat(run_id(1))];
+    for (number, command) in commands.into_iter().enumerate() {
+        proxy.armed.store(true, Ordering::SeqCst);
+        let answer = one(&store, command).await.unwrap();
+        assert_eq!(proxy.cuts.load(Ordering::SeqCst), number + 1);
+        versions.push(answer.appended.last().unwrap().version);
+    }
+    assert_eq!(versions, [2, 3, 4, 5]);
+    assert_eq!(store.run(run_id(1)).await.unwrap().unwrap().version, 5);
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_server_is_away_nobody_is_judged_and_afterwards_all_goes_on() {
+    let cluster = Cluster::start();
+    let url = cluster.create_database();
+    migrate(&url).await.unwrap();
+    let store = PostgresStore::open(&url, None).await.unwrap();
+    one(&store, create(run_id(1))).await.unwrap();
+    cluster.stop_immediate();
+    let transient = |error: CommandError| matches!(error, CommandError::Failed(error) if error.is_transient());
+    let started = Instant::now();
+    assert!(transient(one(&store, beat(run_id(1))).await.unwrap_err()));
+    assert!(started.elapsed() < Duration::from_secs(30), "the wait is bounded");
+    assert!(ask::run(&store, run_id(1)).await.unwrap_err().is_transient());
+    // Who asks again is told at once.
+    let started = Instant::now();
+    assert!(transient(one(&store, beat(run_id(1))).await.unwrap_err()));
+    assert!(started.elapsed() < Duration::from_secs(8));
+    cluster.start_again();
+    one(&store, beat(run_id(1))).await.unwrap();
+    assert_eq!(store.run(run_id(1)).await.unwrap().unwrap().version, 3);
+
+    // One that is only restarted meanwhile is waited for.
+    let store = Arc::new(store);
+    cluster.stop_immediate();
+    let waiting = tokio::spawn({
+        let store = Arc::clone(&store);
+        async move { one(store.as_ref(), beat(run_id(1))).await.map(|answer| answer.heard.unwrap().version) }
+    });
+    cluster.start_again();
+    assert_eq!(waiting.await.unwrap().unwrap(), 4);
+
+    cluster.set("default_transaction_read_only", "on");
+    assert!(transient(one(store.as_ref(), beat(run_id(1))).await.unwrap_err()));
+    cluster.set("default_transaction_read_only", "off");
+    one(store.as_ref(), beat(run_id(1))).await.unwrap();
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_ready_says_what_to_do() {
+    let database = fresh_database().await;
+    let say = async |url: &str| PostgresStore::open(url, None).await.err().unwrap().to_string();
+    assert!(say(&database.url).await.contains("lastbeat migrate"));
+    migrate(&database.url).await.unwrap();
+    assert_eq!(migrate(&database.url).await.unwrap(), (1, 1));
+    sql(&database.url, "INSERT INTO lastbeat_schema (version) VALUES (999)").await.unwrap();
+    assert!(say(&database.url).await.contains("999"));
+    let gone = database.url.replacen("/lastbeat_", "/no_such_", 1);
+    assert!(say(&gone).await.contains("does not exist"));
+    let secret =
+        database.url.replacen(&url_user(&database.url), "//somebody:secret@", 1).replace("127.0.0.1", "bad host");
+    assert!(!say(&secret).await.contains("secret"));
+}
+
+/// What happens in one step: a command, by number, about one of three runs.
+type Step = (u8, u128);
+
+fn command((kind, number): Step) -> Command {
+    let (run, by, reason) = (run_id(number), name("somebody"), None);
+    let report = |attempt, claim| report(run, attempt, claim);
+    match kind {
+        0 => create(run),
+        1 => Command::Complete { report: report(1, "c"), output: None },
+        2 => Command::RequestCancel { run, by, reason },
+        3 => Command::Reap { run, by, by_hand: None },
+        4 => Command::Requeue { run, by, reason },
+        5 => Command::ClaimRun { run, claimant: claimant("mac-8", "d") },
+        6 => Command::Heartbeat { report: report(1, "c"), progress: Some(serde_json::json!(1)) },
+        7 => Command::Heartbeat { report: report(2, "d"), progress: None },
+        8 => Command::Heartbeat { report: report(1, "wrong"), progress: None },
+        9 => Command::Heartbeat {
+            report: lastbeat_domain::decide::Report { claim: None, ..report(1, "c") },
+            progress: None,
+        },
+        10 => Command::Start(report(1, "c")),
+        _ => beat(run),
+    }
+}
+
+/// What a caller is told, in short.
+fn told(outcome: &Result<Answer, CommandError>) -> String {
+    match outcome {
+        Ok(answer) => format!("{:?} {:?}", answer.appended, answer.heard),
+        Err(CommandError::Refused(refusal)) => format!("{:?}", refusal.code),
+        Err(CommandError::Failed(error)) => panic!("{error}"),
+    }
+}
+
+async fn exported(store: &dyn Store) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut sink = |line: &str| {
+        lines.push(line.to_owned());
+        Ok(())
+    };
+    store.export(&mut sink).await.unwrap();
+    lines
+}
+
+/// The embedded store decides every heartbeat; this one takes most of them by the guarded UPDATE. They must say the same.
+async fn the_fast_path_takes_what_would_be_decided(batches: Vec<Vec<Step>>) {
+    let (postgres, sqlite) = (Place::on(Backend::Postgres, NOW), Place::on(Backend::Sqlite, NOW));
+    let (fast, slow) = (postgres.store("a").await, sqlite.store("a").await);
+    for batch in batches {
+        for place in [&postgres, &sqlite] {
+            place.clock.advance(Span::from_seconds(37));
+        }
+        // One command a run, so that nothing depends on the order within the batch.
+        let mut runs = std::collections::BTreeSet::new();
+        let commands: Vec<Command> = batch.into_iter().filter(|step| runs.insert(step.1)).map(command).collect();
+        for command in commands {
+            let here = fast.execute(vec![command.clone()]).await;
+            let there = slow.execute(vec![command.clone()]).await;
+            assert_eq!(told(&here[0]), told(&there[0]), "{command:?}");
+            for place in [&postgres, &sqlite] {
+                place.clock.advance(Span::from_seconds(1));
+            }
+        }
+    }
+    assert_eq!(exported(fast.as_ref()).await, exported(slow.as_ref()).await);
+    assert_eq!(fast.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 16,
+        failure_persistence: Some(Box::new(
+            proptest::test_runner::FileFailurePersistence::WithSource("regressions"),
+        )),
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn heartbeats_get_the_same_answers_and_facts_as_if_each_were_decided(
+        batches in prop::collection::vec(prop::collection::vec((0_u8..40, 0_u128..3), 1..4), 1..60)
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(the_fast_path_takes_what_would_be_decided(batches));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_locks_the_same_runs_in_whatever_order_is_served() {
+    let place = Place::on(Backend::Postgres, NOW);
+    let stores = [place.store("a").await, place.store("a").await, place.store("a").await];
+    let made = (1..=64).map(|number| create(run_id(number))).collect();
+    assert!(stores[0].execute(made).await.iter().all(Result::is_ok));
+    let work = |worker: usize| {
+        let store = Arc::clone(&stores[worker]);
+        tokio::spawn(async move {
+            for round in 0..30_u128 {
+                let order = |number: u128| if worker == 0 { number } else { 65 - number };
+                let commands = (1..=64).map(|number| match (worker, (number + round) % 5) {
+                    (2, _) => Command::Reap { run: run_id(number), by: name("sweeper"), by_hand: None },
+                    (_, 0) => Command::Heartbeat {
+                        report: report(run_id(order(number)), 1, "c"),
+                        progress: Some(serde_json::json!(1)),
+                    },
+                    _ => beat(run_id(order(number))),
+                });
+                for outcome in store.execute(commands.collect()).await {
+                    match outcome {
+                        Ok(_) | Err(CommandError::Refused(_)) => {}
+                        Err(CommandError::Failed(error)) => panic!("{error}"),
+                    }
+                }
+            }
+        })
+    };
+    for task in (0..3).map(work).collect::<Vec<_>>() {
+        task.await.unwrap();
+    }
+    let report = stores[0].verify(&|_, _| ()).await.unwrap();
+    assert_eq!((report.damage, report.events), (Vec::new(), 64 * (2 + 2 * 30)));
+}
