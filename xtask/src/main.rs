@@ -13,13 +13,15 @@ mod installed;
 mod postgres;
 
 const USAGE: &str = "\
-usage: cargo xtask <task> [arguments for cargo, or for the simulation]
+usage: cargo xtask <task> [arguments for cargo, for the simulation, or for the benchmark]
 
   setup     make sure that a C compiler works (SQLite is compiled by it), and that libfaketime (tests set a process's
             clock with it) and a PostgreSQL server are there; install with apt-get what is missing
   test      setup, build the binaries, then run all tests, those in the documentation too, beside a PostgreSQL server
             that is there only for them, or on that of LASTBEAT_TEST_POSTGRES_URL
   simulate  play schedules of faults on a virtual clock: [--seeds N] [--from SEED], 10,000 from 0 if not said
+  bench     measure what must be fast, beside what it replaces, on a throwaway PostgreSQL: [--json FILE] [--quick]
+            [--help]; exit code 1 if a row misses what is required of it
   doc       build the API documentation; a warning is an error
 ";
 
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         "setup" => setup(),
         "test" => test(&extra),
         "simulate" => simulate(&extra),
+        "bench" => bench(&extra),
         "doc" => doc(&extra),
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
@@ -153,6 +156,12 @@ fn cargo_beside_a_server(arguments: &[&str]) -> Result<Command, Failure> {
 fn simulate(extra: &[String]) -> Result<(), Failure> {
     let arguments = ["run", "--release", "--quiet", "--package", "lastbeat-simulation", "--"];
     run("simulate", cargo(&arguments).args(extra))
+}
+
+/// Runs the benchmark; `extra` is for it. Its own exit code becomes ours.
+fn bench(extra: &[String]) -> Result<(), Failure> {
+    let arguments = ["run", "--release", "--quiet", "--package", "lastbeat-bench", "--"];
+    run("bench", cargo(&arguments).args(extra))
 }
 
 /// Builds the API documentation of the workspace; `extra` goes to `cargo doc`.

@@ -21,7 +21,8 @@ pub(super) async fn import(
 ) -> Result<String, ImportError> {
     connection.execute("BEGIN").await.map_err(StoreError::from)?;
     // It takes as long as it takes.
-    connection.execute("SET LOCAL statement_timeout = 0").await.map_err(StoreError::from)?;
+    let patient = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
+    connection.execute(patient).await.map_err(StoreError::from)?;
     let End { head, clocks, transaction } = lock_log(connection, clock).await?;
     check_empty(connection, import).await?;
     let service = refresh_service_log(connection, &Arc::<ServiceLog>::default()).await?;
