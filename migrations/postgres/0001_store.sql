@@ -210,10 +210,8 @@ RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
 $$;
 
 -- Takes the log lock until the end of the transaction, and appends the heartbeats of a commit: in one call, since nobody
--- else appends anything until the commit. Returns the number of the transaction and where the service events end.
-CREATE FUNCTION lastbeat_append_beats(
-    at bigint, beats bigint, packed bytea, OUT transaction text, OUT service_through bigint
-) LANGUAGE plpgsql VOLATILE AS $$
+-- else appends anything until the commit.
+CREATE FUNCTION lastbeat_append_beats(at bigint, beats bigint, packed bytea) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     place bigint;
 BEGIN
@@ -221,6 +219,4 @@ BEGIN
     place := 1 + greatest((SELECT max(b.position) FROM beats b), (SELECT h.beat_position FROM head h));
     INSERT INTO beats (position, recorded_at, latest_at, count, digest, data)
     VALUES (place, at, greatest(at, lastbeat_latest_at()), beats, lastbeat_beats_digest(place, at, beats, packed), packed);
-    transaction := pg_current_xact_id()::text;
-    service_through := coalesce((SELECT max(e.position) FROM events e WHERE e.run IS NULL), 0);
 END $$;

@@ -7,6 +7,7 @@
 //! deadlock, which the database ends, and the one that it ends is run again.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::event::RunEvent;
@@ -19,7 +20,7 @@ use uuid::Uuid;
 
 use super::rows::{STEP_BYTES, unpack_tail};
 use crate::error::StoreError;
-use crate::log::{SegmentRow, unsigned};
+use crate::log::{BeatsRow, SegmentRow, unsigned};
 use crate::packing::{Beat, TAIL_BEATS_MAX};
 use crate::service::ServiceLog;
 use crate::{Answer, Heard};
@@ -27,7 +28,8 @@ use crate::{Answer, Heard};
 /// `$4` is the length of a full tail, and `$5` the clock of a test. The stamp is the log's now, read before a run is
 /// locked. A tail that is full by this heartbeat comes back, to be written out as a segment.
 const ACCEPT: &str = "\
-    WITH stamp AS MATERIALIZED (SELECT greatest(lastbeat_clock($5), lastbeat_latest_at() + 1) AS at) \
+    WITH stamp AS MATERIALIZED (SELECT greatest(lastbeat_clock($5), lastbeat_latest_at() + 1) AS at, \
+        pg_current_xact_id()::text AS transaction) \
     UPDATE runs AS r SET version = r.version + 1, last_beat_at = stamp.at, since_version = 0, since_at = 0, \
         tail = int8send(stamp.at) || substring(int8send(r.version + 1) FROM 5) \
             || CASE WHEN octet_length(r.tail) < $4 THEN r.tail ELSE '' END \
@@ -35,7 +37,11 @@ const ACCEPT: &str = "\
     WHERE r.id = b.id AND r.attempt = b.attempt AND (b.claim IS NULL OR r.claim = b.claim) \
         AND r.status = 'running' AND NOT r.quarantined AND r.last_beat_at + r.since_at < stamp.at \
     RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, stamp.at, \
-        CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END";
+        CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END, stamp.transaction";
+
+/// The columns are in the order of a segment's numbers.
+const INSERT_SEGMENTS: &str = "INSERT INTO segments \
+    (run, first_version, last_version, attempt, first_at, last_at, count, digest, data) VALUES (";
 
 /// A heartbeat that was taken.
 #[derive(Debug)]
@@ -57,6 +63,8 @@ pub(super) struct Accepted {
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub(super) at: Option<Timestamp>,
+    /// The number of the transaction.
+    pub(super) transaction: String,
     pub(super) beats: Vec<Accepted>,
 }
 
@@ -89,12 +97,10 @@ pub(super) async fn accept(
         .bind(simulated)
         .fetch_all(connection)
         .await?;
-    let mut taken = Taken { at: None, beats: Vec::with_capacity(rows.len()) };
-    for row in &rows {
-        taken.at = Some(Timestamp::from_micros(row.try_get(6)?));
-        taken.beats.push(read(row, &plain)?);
-    }
-    Ok(taken)
+    let Some(first) = rows.first() else { return Ok(Taken::default()) };
+    let (at, transaction) = (Some(Timestamp::from_micros(first.try_get(6)?)), first.try_get(8)?);
+    let beats = rows.iter().map(|row| read(row, &plain)).collect::<Result<Vec<Accepted>, StoreError>>()?;
+    Ok(Taken { at, transaction, beats })
 }
 
 fn read(row: &PgRow, plain: &[(usize, &lastbeat_domain::decide::Report)]) -> Result<Accepted, StoreError> {
@@ -124,6 +130,29 @@ impl Taken {
         let mut beats: Vec<(i64, u64)> = self.beats.iter().map(|beat| (beat.number, beat.version)).collect();
         beats.sort_unstable();
         beats
+    }
+
+    /// Returns the statements that append the heartbeats, where nothing else is to be written, and commit: sent together,
+    /// so that the log is not locked while they travel. They hold numbers and hexadecimal digits, and nothing that came
+    /// from outside.
+    pub(super) fn commit(&self, at: Timestamp) -> String {
+        let mut statements = String::new();
+        let segments = self.segments();
+        for (index, segment) in segments.iter().enumerate() {
+            let start = if index == 0 { INSERT_SEGMENTS } else { ", (" };
+            statements.push_str(start);
+            for number in segment.numbers() {
+                let _ = write!(statements, "{number}, ");
+            }
+            let _ = write!(statements, "{}, ", segment.digest.unwrap_or_default());
+            push_bytes(&mut statements, &segment.data);
+            statements.push(')');
+        }
+        let row = BeatsRow::pack(0, at, &self.numbered());
+        let _ = write!(statements, "; SELECT lastbeat_append_beats({}, {}, ", row.recorded_at, row.count);
+        push_bytes(&mut statements, &row.data);
+        statements.push_str("); COMMIT");
+        statements
     }
 
     /// Returns the tails that are full now, as segments to be written.
@@ -206,4 +235,15 @@ fn beating(beat: &Accepted, at: Timestamp) -> Run {
         updated_at: at,
         quarantined: None,
     }
+}
+
+/// Appends bytes as a literal.
+fn push_bytes(statements: &mut String, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    statements.push_str("'\\x");
+    for byte in bytes {
+        statements.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        statements.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    statements.push_str("'::bytea");
 }

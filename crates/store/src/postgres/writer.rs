@@ -15,7 +15,7 @@ use lastbeat_domain::Timestamp;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::listening::ClockSample;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection, Executor, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 use tokio::sync::{mpsc, oneshot};
 
 use super::beats::{self, Taken};
@@ -83,6 +83,8 @@ impl Shared {
 struct Pending {
     transaction: String,
     outcomes: Vec<Outcome>,
+    /// The statements that commit it.
+    commit: String,
 }
 
 pub(super) struct Writer {
@@ -189,7 +191,7 @@ impl Writer {
                 }
                 Err(error) => error,
             };
-            if let Some(Pending { transaction, outcomes }) = pending
+            if let Some(Pending { transaction, outcomes, .. }) = pending
                 && self.was_committed(&transaction).await?
             {
                 tracing::info!(%error, "the connection was lost during a commit that went through");
@@ -214,8 +216,8 @@ impl Writer {
         let (shared, read) = (Arc::clone(&self.shared), &mut self.service_read);
         let transaction = async {
             let done = transact(&mut connection, &shared, commands, read).await?;
-            *pending = Some(done);
-            connection.execute("COMMIT").await?;
+            let commit = pending.insert(done).commit.clone();
+            sqlx::raw_sql(AssertSqlSafe(commit)).execute(&mut connection).await?;
             Ok(())
         };
         let result = match tokio::time::timeout(TRANSACTION_MAX, transaction).await {
@@ -337,20 +339,15 @@ async fn transact(
     connection.execute("BEGIN").await?;
     let simulated = shared.clock.simulated();
     let taken = beats::accept(connection, commands, simulated).await?;
-    let segments = taken.segments();
-    if !segments.is_empty() {
-        write::insert_segments(connection, &segments).await?;
-    }
     let mask = taken.mask(commands.len());
     if let (Some(at), true) = (taken.at, mask.iter().all(|taken| *taken)) {
-        let (transaction, through) = append_beats(connection, at, &taken).await?;
-        let stale = service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX);
-        if stale || through > shared.service().through {
+        if service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX) {
             shared.keep(&refresh_service_log(connection, &shared.service()).await?);
             *service_read = Some(Instant::now());
         }
-        let answers = taken.answers(&shared.service());
-        return Ok(Pending { transaction, outcomes: in_order(commands.len(), answers, &mask, Vec::new()) });
+        let (commit, transaction) = (taken.commit(at), taken.transaction.clone());
+        let outcomes = in_order(commands.len(), taken.answers(&shared.service()), &mask, Vec::new());
+        return Ok(Pending { transaction, outcomes, commit });
     }
     let rest: Vec<Command> =
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
@@ -361,25 +358,17 @@ async fn transact(
     shared.keep(&service);
     *service_read = Some(Instant::now());
     let decided = decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
-    Ok(Pending { transaction, outcomes: in_order(commands.len(), taken.answers(&service), &mask, decided) })
-}
-
-/// Takes the log lock and appends heartbeats, where there is nothing to decide. Returns the number of the transaction and
-/// where the service events end.
-async fn append_beats(
-    connection: &mut PgConnection,
-    at: Timestamp,
-    taken: &Taken,
-) -> Result<(String, i64), StoreError> {
-    let row = BeatsRow::pack(0, at, &taken.numbered());
-    let append = "SELECT transaction, service_through FROM lastbeat_append_beats($1, $2, $3)";
-    let query = sqlx::query_as(append).bind(row.recorded_at).bind(row.count).bind(row.data);
-    Ok(query.fetch_one(connection).await?)
+    let outcomes = in_order(commands.len(), taken.answers(&service), &mask, decided);
+    Ok(Pending { transaction, outcomes, commit: "COMMIT".to_owned() })
 }
 
 /// Writes the heartbeats that the fast path took as a row of their own, under the log lock.
 async fn write_taken(connection: &mut PgConnection, taken: &Taken, head: &mut Head) -> Result<(), StoreError> {
     let Some(at) = taken.at else { return Ok(()) };
+    let segments = taken.segments();
+    if !segments.is_empty() {
+        write::insert_segments(connection, &segments).await?;
+    }
     head.beat_position += 1;
     head.latest_at = head.latest_at.max(at);
     write::insert_beats(connection, &BeatsRow::pack(head.beat_position, at, &taken.numbered()), head.latest_at).await
