@@ -6,10 +6,9 @@
 //! their ids, which is the order in which everybody locks them; two that lock in another order all the same are a
 //! deadlock, which the database ends, and the one that it ends is run again.
 
-use std::collections::HashMap;
 use std::fmt::Write;
 
-use lastbeat_domain::decide::Command;
+use lastbeat_domain::decide::{Command, Report};
 use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::run::{Claim, LastBeat, Waiting};
 use lastbeat_domain::verdict::BasisFact;
@@ -25,19 +24,17 @@ use crate::packing::{Beat, TAIL_BEATS_MAX};
 use crate::service::ServiceLog;
 use crate::{Answer, Heard};
 
-/// `$4` is the length of a full tail, and `$5` the clock of a test. The stamp is the log's now, read before a run is
-/// locked. A tail that is full by this heartbeat comes back, to be written out as a segment.
+/// `$4` is the length of a full tail, `$5` the stamp. A tail that is full by this heartbeat comes back, to be written out
+/// as a segment.
 const ACCEPT: &str = "\
-    WITH stamp AS MATERIALIZED (SELECT greatest(lastbeat_clock($5), lastbeat_latest_at() + 1) AS at, \
-        pg_current_xact_id()::text AS transaction) \
-    UPDATE runs AS r SET version = r.version + 1, last_beat_at = stamp.at, since_version = 0, since_at = 0, \
-        tail = int8send(stamp.at) || substring(int8send(r.version + 1) FROM 5) \
+    UPDATE runs AS r SET version = r.version + 1, last_beat_at = $5, since_version = 0, since_at = 0, \
+        tail = int8send($5) || substring(int8send(r.version + 1) FROM 5) \
             || CASE WHEN octet_length(r.tail) < $4 THEN r.tail ELSE '' END \
-    FROM stamp, unnest($1::uuid[], $2::integer[], $3::text[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
+    FROM unnest($1::uuid[], $2::integer[], $3::text[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
     WHERE r.id = b.id AND r.attempt = b.attempt AND (b.claim IS NULL OR r.claim = b.claim) \
-        AND r.status = 'running' AND NOT r.quarantined AND r.last_beat_at + r.since_at < stamp.at \
-    RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, stamp.at, \
-        CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END, stamp.transaction";
+        AND r.status = 'running' AND NOT r.quarantined AND r.last_beat_at + r.since_at < $5 \
+    RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, \
+        CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END";
 
 /// The columns are in the order of a segment's numbers.
 const INSERT_SEGMENTS: &str = "INSERT INTO segments \
@@ -54,27 +51,27 @@ pub(super) struct Accepted {
     version: u64,
     claimed_at: Timestamp,
     cancel_requested: bool,
-    lane: Name,
+    /// The lane's place among those of the batch.
+    lane: usize,
     /// The tail, if it is full.
     full: Option<Vec<Beat>>,
 }
 
-/// The heartbeats that were taken, and their stamp.
+/// The heartbeats that were taken.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
-    pub(super) at: Option<Timestamp>,
-    /// The number of the transaction.
-    pub(super) transaction: String,
     pub(super) beats: Vec<Accepted>,
+    lanes: Vec<Name>,
 }
 
-/// Takes what plain heartbeats it may of a batch. The runs stay locked until the end of the transaction.
+/// Takes what plain heartbeats it may of a batch, with the stamp `at`. The runs stay locked until the end of the
+/// transaction.
 pub(super) async fn accept(
     connection: &mut PgConnection,
     commands: &[Command],
-    simulated: Option<i64>,
+    at: Timestamp,
 ) -> Result<Taken, StoreError> {
-    let mut plain: Vec<(usize, &lastbeat_domain::decide::Report)> = Vec::with_capacity(commands.len());
+    let mut plain: Vec<(usize, &Report)> = Vec::with_capacity(commands.len());
     for (index, command) in commands.iter().enumerate() {
         if let Command::Heartbeat { report, progress: None } = command {
             plain.push((index, report));
@@ -94,37 +91,47 @@ pub(super) async fn accept(
         .bind(attempts)
         .bind(claims)
         .bind(i32::try_from(TAIL_BEATS_MAX * STEP_BYTES).unwrap_or(i32::MAX))
-        .bind(simulated)
+        .bind(at.as_micros())
         .fetch_all(connection)
         .await?;
-    let Some(first) = rows.first() else { return Ok(Taken::default()) };
-    let (at, transaction) = (Some(Timestamp::from_micros(first.try_get(6)?)), first.try_get(8)?);
-    let beats = rows.iter().map(|row| read(row, &plain)).collect::<Result<Vec<Accepted>, StoreError>>()?;
-    Ok(Taken { at, transaction, beats })
-}
-
-fn read(row: &PgRow, plain: &[(usize, &lastbeat_domain::decide::Report)]) -> Result<Accepted, StoreError> {
-    let corrupt = |what: &str| StoreError::Corrupt(format!("a heartbeat came back with {what}"));
-    let ordinal: i64 = row.try_get(0)?;
-    let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
-    let (index, report) = place.ok_or_else(|| corrupt("a place of its own"))?;
-    let lane: &str = row.try_get(5)?;
-    let version = unsigned(row.try_get(2)?)?;
-    let full = row.try_get::<Option<&[u8]>, _>(7)?.map(|tail| unpack_tail(tail, version)).transpose();
-    Ok(Accepted {
-        index: *index,
-        run: report.run,
-        number: row.try_get(1)?,
-        attempt: report.attempt,
-        version,
-        claimed_at: Timestamp::from_micros(row.try_get::<Option<i64>, _>(3)?.ok_or_else(|| corrupt("no claim"))?),
-        cancel_requested: row.try_get(4)?,
-        lane: Name::new(lane).map_err(|error| corrupt(&error.to_string()))?,
-        full: full.map_err(|error| corrupt(&error.to_string()))?,
-    })
+    let mut taken = Taken { beats: Vec::with_capacity(rows.len()), lanes: Vec::new() };
+    for row in &rows {
+        taken.take_row(row, &plain)?;
+    }
+    Ok(taken)
 }
 
 impl Taken {
+    fn take_row(&mut self, row: &PgRow, plain: &[(usize, &Report)]) -> Result<(), StoreError> {
+        let corrupt = |what: &str| StoreError::Corrupt(format!("a heartbeat came back with {what}"));
+        let ordinal: i64 = row.try_get(0)?;
+        let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
+        let (index, report) = place.ok_or_else(|| corrupt("a place of its own"))?;
+        let lane: &str = row.try_get(5)?;
+        // A batch is of a few lanes, and mostly of the one before.
+        let lane = match self.lanes.iter().rposition(|known| known.as_str() == lane) {
+            Some(lane) => lane,
+            None => {
+                self.lanes.push(Name::new(lane).map_err(|error| corrupt(&error.to_string()))?);
+                self.lanes.len() - 1
+            }
+        };
+        let version = unsigned(row.try_get(2)?)?;
+        let full = row.try_get::<Option<&[u8]>, _>(6)?.map(|tail| unpack_tail(tail, version)).transpose();
+        self.beats.push(Accepted {
+            index: *index,
+            run: report.run,
+            number: row.try_get(1)?,
+            attempt: report.attempt,
+            version,
+            claimed_at: Timestamp::from_micros(row.try_get::<Option<i64>, _>(3)?.ok_or_else(|| corrupt("no claim"))?),
+            cancel_requested: row.try_get(4)?,
+            lane,
+            full: full.map_err(|error| corrupt(&error.to_string()))?,
+        });
+        Ok(())
+    }
+
     /// Returns the heartbeats as their row of `beats` packs them: run number and version, sorted.
     pub(super) fn numbered(&self) -> Vec<(i64, u64)> {
         let mut beats: Vec<(i64, u64)> = self.beats.iter().map(|beat| (beat.number, beat.version)).collect();
@@ -168,20 +175,15 @@ impl Taken {
         mask
     }
 
-    /// Answers the heartbeats that were taken, each with its index in the batch.
-    pub(super) fn answers(self, service: &ServiceLog) -> Vec<(usize, Answer)> {
-        let Some(at) = self.at else { return Vec::new() };
+    /// Answers the heartbeats that were taken, each with its index in the batch. `at` is their stamp.
+    pub(super) fn answers(self, service: &ServiceLog, at: Timestamp) -> Vec<(usize, Answer)> {
         let listening = service.listening(at);
-        let mut lanes: HashMap<Name, (Run, LanePolicy)> = HashMap::new();
+        let mut lanes: Vec<(Run, LanePolicy)> =
+            self.lanes.into_iter().map(|lane| (beating(lane.clone(), at), service.policy(&lane, at))).collect();
         let mut answers = Vec::with_capacity(self.beats.len());
         for beat in self.beats {
-            if !lanes.contains_key(&beat.lane) {
-                let policy = service.policy(&beat.lane, at);
-                lanes.insert(beat.lane.clone(), (beating(&beat, at), policy));
-            }
-            if let Some((run, policy)) = lanes.get_mut(&beat.lane) {
-                answers.push((beat.index, beat.answer(run, policy, &listening, at)));
-            }
+            let (like, policy) = &mut lanes[beat.lane];
+            answers.push((beat.index, beat.answer(like, policy, &listening, at)));
         }
         answers
     }
@@ -210,30 +212,30 @@ impl Accepted {
 
 /// A run that is beating, with no more in it than the rule reads; so that the rule, and nobody else, says when one
 /// lapses.
-fn beating(beat: &Accepted, at: Timestamp) -> Run {
+fn beating(lane: Name, at: Timestamp) -> Run {
     Run {
-        id: beat.run,
-        lane: beat.lane.clone(),
+        id: RunId::from_uuid(Uuid::nil()),
         goal: None,
         device: None,
         unique_key: None,
         labels: std::collections::BTreeMap::new(),
         status: Status::Running,
-        attempt: beat.attempt,
-        claim: Some(Claim { id: None, executor: beat.lane.clone(), device: None, at: beat.claimed_at, version: 2 }),
-        created_at: beat.claimed_at,
+        attempt: 1,
+        claim: Some(Claim { id: None, executor: lane.clone(), device: None, at, version: 2 }),
+        created_at: at,
         not_before: None,
-        waiting: Waiting { fact: BasisFact::Created, version: 1, due_at: beat.claimed_at },
+        waiting: Waiting { fact: BasisFact::Created, version: 1, due_at: at },
         started_at: None,
-        last_beat: Some(LastBeat { at, version: beat.version }),
+        last_beat: None,
         beats: 1,
         progress: None,
         cancel_requested: None,
         reaped: Vec::new(),
         outcome: None,
-        version: beat.version,
+        version: 3,
         updated_at: at,
         quarantined: None,
+        lane,
     }
 }
 

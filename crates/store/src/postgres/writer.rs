@@ -336,35 +336,54 @@ async fn transact(
     commands: &[Command],
     service_read: &mut Option<Instant>,
 ) -> Result<Pending, StoreError> {
-    connection.execute("BEGIN").await?;
     let simulated = shared.clock.simulated();
-    let taken = beats::accept(connection, commands, simulated).await?;
+    let (at, transaction) = begin(connection, simulated).await?;
+    let taken = beats::accept(connection, commands, at).await?;
     let mask = taken.mask(commands.len());
-    if let (Some(at), true) = (taken.at, mask.iter().all(|taken| *taken)) {
+    if !taken.beats.is_empty() && mask.iter().all(|taken| *taken) {
         if service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX) {
             shared.keep(&refresh_service_log(connection, &shared.service()).await?);
             *service_read = Some(Instant::now());
         }
-        let (commit, transaction) = (taken.commit(at), taken.transaction.clone());
-        let outcomes = in_order(commands.len(), taken.answers(&shared.service()), &mask, Vec::new());
+        let commit = taken.commit(at);
+        let outcomes = in_order(commands.len(), taken.answers(&shared.service(), at), &mask, Vec::new());
         return Ok(Pending { transaction, outcomes, commit });
     }
     let rest: Vec<Command> =
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
     let ground = ground::lock(connection, &rest, simulated).await?;
-    let End { mut head, clocks, transaction } = lock_log(connection, &shared.clock).await?;
-    write_taken(connection, &taken, &mut head).await?;
+    let End { mut head, clocks, .. } = lock_log(connection, &shared.clock).await?;
+    write_taken(connection, &taken, at, &mut head).await?;
     let service = refresh_service_log(connection, &shared.service()).await?;
     shared.keep(&service);
     *service_read = Some(Instant::now());
     let decided = decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
-    let outcomes = in_order(commands.len(), taken.answers(&service), &mask, decided);
+    let outcomes = in_order(commands.len(), taken.answers(&service, at), &mask, decided);
     Ok(Pending { transaction, outcomes, commit: "COMMIT".to_owned() })
 }
 
+/// Begins a transaction, and reads its number and the log's now, before anything is locked.
+async fn begin(connection: &mut PgConnection, simulated: Option<i64>) -> Result<(Timestamp, String), StoreError> {
+    // One message, so one round trip. A simulated clock is a number.
+    let clock = simulated.map_or_else(|| "NULL".to_owned(), |micros| micros.to_string());
+    let begin = format!(
+        "BEGIN; SELECT greatest(lastbeat_clock({clock}), lastbeat_latest_at() + 1) AS at, \
+         pg_current_xact_id()::text AS transaction"
+    );
+    let row = sqlx::raw_sql(AssertSqlSafe(begin)).fetch_one(connection).await?;
+    Ok((Timestamp::from_micros(row.try_get("at")?), row.try_get("transaction")?))
+}
+
 /// Writes the heartbeats that the fast path took as a row of their own, under the log lock.
-async fn write_taken(connection: &mut PgConnection, taken: &Taken, head: &mut Head) -> Result<(), StoreError> {
-    let Some(at) = taken.at else { return Ok(()) };
+async fn write_taken(
+    connection: &mut PgConnection,
+    taken: &Taken,
+    at: Timestamp,
+    head: &mut Head,
+) -> Result<(), StoreError> {
+    if taken.beats.is_empty() {
+        return Ok(());
+    }
     let segments = taken.segments();
     if !segments.is_empty() {
         write::insert_segments(connection, &segments).await?;
