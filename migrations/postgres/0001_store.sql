@@ -169,49 +169,61 @@ CREATE TABLE head (
 
 INSERT INTO head (latest_at, beat_position) VALUES (-62135596800000000, 0);
 
+-- The functions are in PL/pgSQL, simple as they are, since it keeps the plans of its statements for the session. Such a
+-- plan may be made while a table is still empty, when reading all of it looks cheapest: hence the setting.
+
 -- The latest instant that the store holds, beacons included.
-CREATE FUNCTION lastbeat_latest_at() RETURNS bigint LANGUAGE sql VOLATILE AS $$
-    SELECT greatest(
-        (SELECT latest_at FROM head),
-        (SELECT recorded_at FROM events ORDER BY position DESC LIMIT 1),
-        (SELECT latest_at FROM beats ORDER BY position DESC LIMIT 1),
-        (SELECT max(at) FROM beacons))
-$$;
+CREATE FUNCTION lastbeat_latest_at() RETURNS bigint LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
+BEGIN
+    RETURN greatest(
+        (SELECT h.latest_at FROM head h),
+        (SELECT e.recorded_at FROM events e ORDER BY e.position DESC LIMIT 1),
+        (SELECT b.latest_at FROM beats b ORDER BY b.position DESC LIMIT 1),
+        (SELECT max(b.at) FROM beacons b));
+END $$;
 
 -- The clock from which log time is drawn: the database's, unless a test brings its own.
-CREATE FUNCTION lastbeat_clock(simulated bigint) RETURNS bigint LANGUAGE sql VOLATILE AS $$
-    SELECT coalesce(simulated, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
-$$;
+CREATE FUNCTION lastbeat_clock(simulated bigint) RETURNS bigint LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    RETURN coalesce(simulated, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
+END $$;
+
+-- What a batch begins with: its stamp, which is the log's now before anything is locked, and its transaction's number.
+CREATE FUNCTION lastbeat_begin(simulated bigint, OUT at bigint, OUT transaction text) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
+BEGIN
+    at := greatest(lastbeat_clock(simulated), lastbeat_latest_at() + 1);
+    transaction := pg_current_xact_id()::text;
+END $$;
 
 -- Takes the log lock until the end of the transaction, and then reads the clock and the end of the log. In a function
 -- of this kind each statement sees what was committed before it began, so the second one sees what the lock waited for.
 CREATE FUNCTION lastbeat_lock_log(
     simulated bigint,
-    OUT clock bigint, OUT latest_at bigint, OUT "position" bigint, OUT beat_position bigint, OUT run bigint,
-    OUT transaction text
-) LANGUAGE plpgsql VOLATILE AS $$
+    OUT clock bigint, OUT latest_at bigint, OUT "position" bigint, OUT beat_position bigint, OUT run bigint
+) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('lastbeat log'), hashtext(current_schema()));
     SELECT lastbeat_clock(simulated), lastbeat_latest_at(),
         coalesce((SELECT max(e.position) FROM events e), 0),
         greatest((SELECT max(b.position) FROM beats b), (SELECT h.beat_position FROM head h)),
-        greatest((SELECT max(number) FROM runs), (SELECT max(e.run) FROM events e WHERE e.run IS NOT NULL), 0),
-        pg_current_xact_id()::text
-    INTO clock, latest_at, "position", beat_position, run, transaction;
+        greatest((SELECT max(number) FROM runs), (SELECT max(e.run) FROM events e WHERE e.run IS NOT NULL), 0)
+    INTO clock, latest_at, "position", beat_position, run;
 END $$;
 
 -- The digest of a row of `beats`, as the program computes it: the first eight bytes of the SHA-256 over the fields, each
 -- with its kind, and data with its length.
 CREATE FUNCTION lastbeat_beats_digest("position" bigint, recorded_at bigint, count bigint, data bytea)
-RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
-    SELECT ('x' || encode(substring(sha256(
+RETURNS bigint LANGUAGE plpgsql IMMUTABLE AS $$
+BEGIN
+    RETURN ('x' || encode(substring(sha256(
         '\x01'::bytea || int8send($1) || '\x01'::bytea || int8send($2) || '\x01'::bytea || int8send($3)
-        || '\x03'::bytea || int8send(octet_length($4)) || $4) FROM 1 FOR 8), 'hex'))::bit(64)::bigint
-$$;
+        || '\x03'::bytea || int8send(octet_length($4)) || $4) FROM 1 FOR 8), 'hex'))::bit(64)::bigint;
+END $$;
 
 -- Takes the log lock until the end of the transaction, and appends the heartbeats of a commit: in one call, since nobody
 -- else appends anything until the commit.
-CREATE FUNCTION lastbeat_append_beats(at bigint, beats bigint, packed bytea) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+CREATE FUNCTION lastbeat_append_beats(at bigint, beats bigint, packed bytea) RETURNS void LANGUAGE plpgsql VOLATILE
+    SET enable_seqscan = off AS $$
 DECLARE
     place bigint;
 BEGIN

@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use super::clock::PgClock;
 use super::read::refresh_service_log;
 use super::write;
-use super::writer::{End, lock_log};
+use super::writer::{End, begin, lock_log};
 use crate::error::{ImportError, StoreError};
 use crate::import::CheckedImport;
 use crate::service::ServiceLog;
@@ -19,11 +19,11 @@ pub(super) async fn import(
     clock: &PgClock,
     import: &CheckedImport,
 ) -> Result<String, ImportError> {
-    connection.execute("BEGIN").await.map_err(StoreError::from)?;
+    let (_, transaction) = begin(connection, clock.simulated()).await?;
     // It takes as long as it takes.
     let patient = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
     connection.execute(patient).await.map_err(StoreError::from)?;
-    let End { head, clocks, transaction } = lock_log(connection, clock).await?;
+    let End { head, clocks } = lock_log(connection, clock).await?;
     check_empty(connection, import).await?;
     let service = refresh_service_log(connection, &Arc::<ServiceLog>::default()).await?;
     let (writes, head) = import.writes(head, &service, clocks.1);

@@ -310,8 +310,6 @@ impl Writer {
 pub(super) struct End {
     pub(super) head: Head,
     pub(super) clocks: Clocks,
-    /// The number of the transaction.
-    pub(super) transaction: String,
 }
 
 /// Takes the log lock until the end of the transaction, and reads the clock and the end of the log.
@@ -326,7 +324,7 @@ pub(super) async fn lock_log(connection: &mut PgConnection, clock: &PgClock) -> 
         run: row.try_get("run")?,
     };
     let clocks = (before, Timestamp::from_micros(row.try_get("clock")?), after);
-    Ok(End { head, clocks, transaction: row.try_get("transaction")? })
+    Ok(End { head, clocks })
 }
 
 /// Carries out a batch up to its commit: heartbeats first, by the fast path; then what that left and all else is decided.
@@ -352,7 +350,7 @@ async fn transact(
     let rest: Vec<Command> =
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
     let ground = ground::lock(connection, &rest, simulated).await?;
-    let End { mut head, clocks, .. } = lock_log(connection, &shared.clock).await?;
+    let End { mut head, clocks } = lock_log(connection, &shared.clock).await?;
     write_taken(connection, &taken, at, &mut head).await?;
     let service = refresh_service_log(connection, &shared.service()).await?;
     shared.keep(&service);
@@ -363,13 +361,13 @@ async fn transact(
 }
 
 /// Begins a transaction, and reads its number and the log's now, before anything is locked.
-async fn begin(connection: &mut PgConnection, simulated: Option<i64>) -> Result<(Timestamp, String), StoreError> {
+pub(super) async fn begin(
+    connection: &mut PgConnection,
+    simulated: Option<i64>,
+) -> Result<(Timestamp, String), StoreError> {
     // One message, so one round trip. A simulated clock is a number.
     let clock = simulated.map_or_else(|| "NULL".to_owned(), |micros| micros.to_string());
-    let begin = format!(
-        "BEGIN; SELECT greatest(lastbeat_clock({clock}), lastbeat_latest_at() + 1) AS at, \
-         pg_current_xact_id()::text AS transaction"
-    );
+    let begin = format!("BEGIN; SELECT at, transaction FROM lastbeat_begin({clock})");
     let row = sqlx::raw_sql(AssertSqlSafe(begin)).fetch_one(connection).await?;
     Ok((Timestamp::from_micros(row.try_get("at")?), row.try_get("transaction")?))
 }
