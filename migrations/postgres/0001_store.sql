@@ -74,9 +74,14 @@ ALTER TABLE segments ENABLE ALWAYS TRIGGER segments_append_only;
 
 -- The projection ----------------------------------------------------------------------------------------------------
 
--- Each run as its stream says. `rest` is JSON with all that no statement asks for. What a plain heartbeat changes
--- stands together at the end, and a heartbeat is put in front of the tail: an update's record in the write-ahead log
--- leaves out what the old and the new row have in common at their beginning and at their end.
+-- Each run as its stream says. `rest` is JSON with all that no statement asks for.
+--
+-- What a plain heartbeat changes stands at the end, and is little: an update's record in the write-ahead log leaves out
+-- what the old and the new row have in common at their beginning and at their end. So a heartbeat is put in front of the
+-- tail; and what could be another counter is kept as its distance from one of those two, which a heartbeat leaves alone:
+-- `since_version` and `since_at` are how far the last fact is from the last heartbeat, `other_facts` how many facts are
+-- no heartbeats of this attempt. A tail that is full has been written out as a segment; the next heartbeat replaces it.
+--
 -- No index may mention a heartbeat column: such an update touches no index then (HOT), as long as its page has room.
 CREATE TABLE runs (
     number            bigint  PRIMARY KEY,
@@ -93,13 +98,13 @@ CREATE TABLE runs (
     device            text,
     unique_key        text,
     rest              text    NOT NULL,
+    since_version     bigint  NOT NULL,
+    since_at          bigint  NOT NULL,
+    other_facts       bigint  NOT NULL,
     version           bigint  NOT NULL,
-    updated_at        bigint  NOT NULL,
     last_beat_at      bigint,
-    last_beat_version bigint,
-    beats             bigint  NOT NULL,
     tail              bytea   NOT NULL
-) WITH (fillfactor = 60);
+) WITH (fillfactor = 50);
 
 CREATE INDEX runs_queue ON runs (lane, due_at, number) WHERE status = 'pending';
 CREATE INDEX runs_open ON runs (lane, number) WHERE status IN ('pending', 'claimed', 'running');
@@ -193,4 +198,25 @@ BEGIN
         greatest((SELECT max(number) FROM runs), (SELECT max(e.run) FROM events e WHERE e.run IS NOT NULL), 0),
         pg_current_xact_id()::text
     INTO clock, latest_at, "position", beat_position, run, transaction;
+END $$;
+
+-- The digest of a row of `beats`, as the program computes it: the first eight bytes of the SHA-256 over the fields, each
+-- with its kind, and data with its length.
+CREATE FUNCTION lastbeat_beats_digest("position" bigint, recorded_at bigint, count bigint, data bytea)
+RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT ('x' || encode(substring(sha256(
+        '\x01'::bytea || int8send($1) || '\x01'::bytea || int8send($2) || '\x01'::bytea || int8send($3)
+        || '\x03'::bytea || int8send(octet_length($4)) || $4) FROM 1 FOR 8), 'hex'))::bit(64)::bigint
+$$;
+
+-- Takes the log lock until the end of the transaction, and appends the heartbeats of a commit: in one call, since nobody
+-- else appends anything until the commit.
+CREATE FUNCTION lastbeat_append_beats(at bigint, beats bigint, packed bytea) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    place bigint;
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtext('lastbeat log'), hashtext(current_schema()));
+    place := 1 + greatest((SELECT max(b.position) FROM beats b), (SELECT h.beat_position FROM head h));
+    INSERT INTO beats (position, recorded_at, latest_at, count, digest, data)
+    VALUES (place, at, greatest(at, lastbeat_latest_at()), beats, lastbeat_beats_digest(place, at, beats, packed), packed);
 END $$;

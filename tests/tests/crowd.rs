@@ -102,5 +102,6 @@ fn what_was_acknowledged_is_there_after_every_kill() {
         }
     }
     assert!(acknowledged.len() > 100, "hardly anything was acknowledged, so nothing was tried");
+    assert!(acknowledged.iter().any(|line| line.ends_with(" 4")), "no plain heartbeat was acknowledged");
     println!("{} kills, {} acknowledged writes", kills * 2, acknowledged.len());
 }

@@ -66,6 +66,8 @@ fn a_backup_answers_as_the_original_and_replaces_nothing() {
     let copy = place.file("copy.db");
     place.json(&["backup", copy.to_str().unwrap()]);
     assert_eq!(place.error(&["backup", copy.to_str().unwrap()])["code"], "exists");
+    let error = place.error(&["backup", place.file("not-there/copy.db").to_str().unwrap()]);
+    assert!(error["message"].as_str().unwrap().contains("No such file"), "{error}");
     let url = format!("sqlite://{}", copy.display());
     let copied = String::from_utf8(place.run(&["--database", &url, "export"]).stdout).unwrap();
     assert_eq!(copied, export(&place));

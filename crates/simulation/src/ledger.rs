@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lastbeat_domain::decide::{Command, Report};
-use lastbeat_domain::event::{Evidence, ReleaseCause};
+use lastbeat_domain::event::{DeafCause, Evidence, ReleaseCause};
 use lastbeat_domain::policy::{LateCompletion, Mode};
 use lastbeat_domain::{
     ClaimId, Name, Recorded, RefusalCode, Rule, RunEvent, RunId, ServiceEvent, ServiceRecorded, Span, Terms, Timestamp,
@@ -22,6 +22,8 @@ pub enum Promise {
     NoReapWithoutCharge,
     /// Nobody who beats on time while the store can be reached is reaped for silence.
     NoReapOnTime,
+    /// Nobody is reaped while nobody listens, nor after a step of the clock by who noticed it, until it is recorded.
+    NoReapWhileDeaf,
     /// An attempt ends once, a late completion aside, and nothing is taken from anybody but who holds the run.
     OneHolder,
     /// The first pass that begins after a run lapsed reaps it.
@@ -134,6 +136,7 @@ impl Ledger {
                     self.append(fact)?;
                 }
                 for fact in service {
+                    self.check_deaf(command, fact)?;
                     self.note_latest(fact.recorded_at);
                     self.service.push(fact.clone());
                 }
@@ -398,6 +401,29 @@ impl Ledger {
             return broken(Promise::NoReapOnTime, "its executor beat on time".to_owned());
         }
         Ok(())
+    }
+
+    /// Nobody was reaped while a gap was open, nor by a process that had yet to record a step of the clock.
+    fn check_deaf(&self, command: &Command, fact: &ServiceRecorded) -> Result<(), Broken> {
+        let ServiceEvent::Deaf { from, to, promised_until, cause } = fact.event else { return Ok(()) };
+        let teller = if let Command::Beacon { process, .. } = command { Some(process) } else { None };
+        let too_early = |reap: &&Recorded| match &reap.event {
+            RunEvent::TimedOut { evidence, .. } => match cause {
+                DeafCause::Gap => promised_until < reap.recorded_at && reap.recorded_at < to,
+                DeafCause::ClockStep => {
+                    let sweeper = evidence.as_ref().map(|evidence| &evidence.sweeper);
+                    from < reap.recorded_at && reap.recorded_at < to && sweeper == teller
+                }
+            },
+            _ => false,
+        };
+        match self.runs.values().flat_map(|history| &history.facts).find(too_early) {
+            None => Ok(()),
+            Some(reap) => {
+                let what = format!("reaped in what turned out to be deaf time, {fact:?}: {reap:?}");
+                Err(Broken::new(Promise::NoReapWhileDeaf, reap.run, what))
+            }
+        }
     }
 
     /// A report that was taken is one of who holds the run, or a late completion.

@@ -653,7 +653,10 @@ impl World {
                 any(&mut self.random, &self.ledger.requeueable()).map(|run| Command::Requeue { run, by, reason })
             }
             Fault::ReapByHand => {
-                any(&mut self.random, &in_flight).map(|run| Command::Reap { run, by, by_hand: Some(ByHand { reason }) })
+                // Whoever does that looks for one that is shown as lapsed, whatever keeps the sweepers from it.
+                let over: Vec<RunId> = self.ledger.over(self.log_now()).into_iter().map(|(run, ..)| run).collect();
+                let runs = if over.is_empty() { &in_flight } else { &over };
+                any(&mut self.random, runs).map(|run| Command::Reap { run, by, by_hand: Some(ByHand { reason }) })
             }
             Fault::Submit { lane } => {
                 let (run, lane) = (run_id(u128::from(self.fresh())), self.lanes[lane].clone());

@@ -569,13 +569,11 @@ impl Batch {
     }
 
     fn push_beat(&mut self, row: &mut RunRow, recorded: &Recorded) -> Result<(), StoreError> {
-        if tail_of(row)?.len() >= packing::TAIL_BEATS_MAX {
-            self.flush_tail(row)?;
-        }
         let beat = Beat { version: recorded.version, at: recorded.recorded_at.as_micros() };
         tail_of(row)?.push(beat);
         self.beats.push((row.number, recorded.version));
-        Ok(())
+        // A full tail never stands in a projection without being a segment too.
+        if tail_of(row)?.len() >= packing::TAIL_BEATS_MAX { self.flush_tail(row) } else { Ok(()) }
     }
 
     /// Writes the tail out as a segment.

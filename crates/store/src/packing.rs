@@ -2,8 +2,8 @@
 //!
 //! Three forms, all of (version, instant) pairs in rising order:
 //!
-//! * the **tail** in a run's projection row: steps of fixed width, so that one can be appended without reading the
-//!   others;
+//! * the **tail** in a run's projection row: steps of fixed width, so that one can be added without reading the others
+//!   (PostgreSQL has a form of its own, in `postgres/rows.rs`);
 //! * a **segment** of a run: the gaps between versions as runs, the instants as zigzag varints of delta-of-delta,
 //!   which are small since executors beat regularly;
 //! * a **beats** row of a commit, whose heartbeats share one instant: run numbers and versions as varints.
@@ -24,8 +24,7 @@ pub(crate) const TAIL_BEATS_MAX: usize = 30;
 /// How many heartbeats an imported segment holds at the most.
 pub(crate) const SEGMENT_BEATS_MAX: usize = 512;
 
-/// How many bytes a heartbeat takes in a tail.
-pub(crate) const TAIL_STEP_BYTES: usize = 16;
+const STEP_BYTES: usize = 16;
 
 /// Says that packed bytes cannot be unpacked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -43,7 +42,7 @@ pub(crate) fn push_to_tail(tail: &mut Vec<u8>, beat: Beat) {
 /// # Errors
 /// If it ends within a step.
 pub(crate) fn unpack_tail(tail: &[u8]) -> Result<Vec<Beat>, PackingError> {
-    let steps = tail.chunks_exact(TAIL_STEP_BYTES);
+    let steps = tail.chunks_exact(STEP_BYTES);
     if !steps.remainder().is_empty() {
         return Err(PackingError);
     }

@@ -71,6 +71,8 @@ pub(crate) trait Source: Send {
     async fn rows_of(&mut self, from: i64, to: i64) -> Result<Vec<RunRow>, StoreError>;
     /// Returns when they are to be looked at, and by how much they were put off.
     async fn due_of(&mut self, from: i64, to: i64) -> Result<BTreeMap<i64, (Timestamp, Span)>, StoreError>;
+    /// Returns rows of the log that lack their digest and should have one: what they are, and whose.
+    async fn unsealed(&mut self, limit: i64) -> Result<Vec<(String, Option<RunId>)>, StoreError>;
     /// Returns the lanes whose runs are being re-armed.
     async fn rearming(&mut self) -> Result<BTreeSet<Name>, StoreError>;
 }

@@ -185,6 +185,10 @@ async fn check_log(source: &mut dyn Source, head: &Head, report: &mut VerifyRepo
     }
     check_table(source, Table::Events, (0, head.position), head.latest_at, report).await?;
     check_table(source, Table::Beats, (compacted, head.beat_position), head.latest_at, report).await?;
+    for (what, run) in source.unsealed(NAMED_MAX).await? {
+        let message = format!("the {what} has no digest, so this program did not write it");
+        report.say(DamageKind::Changed, run, message);
+    }
     if source.size().await?.0 > head.run {
         report.say(DamageKind::Head, None, "runs lie after the last number that was given out");
     }
@@ -208,8 +212,12 @@ async fn check_table(
         return Ok(());
     }
     for (first, last) in source.holes(table, after, end, NAMED_MAX).await? {
-        let which = if first == last { format!("row {first}") } else { format!("rows {first} to {last}") };
-        report.say(DamageKind::Hole, None, format!("{which} of {name} are missing from the log"));
+        let which = if first == last {
+            format!("row {first} of {name} is")
+        } else {
+            format!("rows {first} to {last} of {name} are")
+        };
+        report.say(DamageKind::Hole, None, format!("{which} missing from the log"));
     }
     Ok(())
 }

@@ -90,7 +90,7 @@ async fn the_database_itself_refuses_to_change_delete_or_replace_what_was_writte
 async fn each_kind_of_damage_is_found_and_named() {
     use DamageKind::{AfterEnd, Beats, Changed, Due, Head, Hole, Projection, Tail};
     let (ended, beating) = (Some(run_id(1)), Some(run_id(2)));
-    let cases: [(&str, &[Named]); 14] = [
+    let cases: [(&str, &[Named]); 17] = [
         // Rows of the log that were changed, even where no answer would be another one.
         ("UPDATE events SET body = json_set(body, '$.input.n', 2) WHERE run = 1 AND version = 1", &[(Changed, ended)]),
         (
@@ -103,6 +103,13 @@ async fn each_kind_of_damage_is_found_and_named() {
             &[(Changed, ended), (Beats, ended)],
         ),
         ("UPDATE beats SET recorded_at = recorded_at + 1 WHERE position = 3", &[(Changed, None), (Beats, ended)]),
+        // Rows that were replaced by somebody who knows nothing of digests.
+        (
+            "UPDATE events SET body = json_set(body, '$.input.n', 2), digest = NULL WHERE run = 2 AND version = 1",
+            &[(Changed, beating)],
+        ),
+        ("UPDATE segments SET digest = NULL WHERE run = 1 AND first_version = 4", &[(Changed, ended)]),
+        ("UPDATE beats SET digest = NULL WHERE position = 3", &[(Changed, None)]),
         // Rows that are missing.
         ("DELETE FROM events WHERE run = 2 AND version = 3", &[(Hole, None), (Hole, beating)]),
         ("DELETE FROM events WHERE run = 1 AND type = 'completed'", &[(Hole, None), (Projection, ended)]),
@@ -114,7 +121,7 @@ async fn each_kind_of_damage_is_found_and_named() {
         (
             "INSERT INTO events (position, run, version, recorded_at, type, schema, body) SELECT position + 1, 1, 44, \
              recorded_at + 1, 'started', 1, '{\"type\":\"started\",\"attempt\":1}' FROM events ORDER BY position DESC LIMIT 1",
-            &[(Head, None), (AfterEnd, ended)],
+            &[(Head, None), (Changed, ended), (AfterEnd, ended)],
         ),
         // A projection that is not what the log says.
         ("UPDATE runs SET status = 'running', outcome = NULL WHERE number = 1", &[(Projection, ended), (Due, ended)]),

@@ -29,8 +29,8 @@ async fn main() {
         ];
         for batch in batches {
             for outcome in store.execute(batch).await {
-                let judged = outcome.unwrap().judged.unwrap();
-                writeln!(out, "{} {}", judged.run.id, judged.run.version).unwrap();
+                let last = outcome.unwrap().appended.pop().unwrap();
+                writeln!(out, "{} {}", last.run, last.version).unwrap();
             }
             out.flush().unwrap();
         }

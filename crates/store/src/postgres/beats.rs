@@ -7,6 +7,7 @@
 //! deadlock, which the database ends, and the one that it ends is run again.
 
 use std::collections::HashMap;
+use std::fmt::Write;
 
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::event::RunEvent;
@@ -17,23 +18,30 @@ use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
+use super::rows::{STEP_BYTES, unpack_tail};
 use crate::error::StoreError;
-use crate::log::unsigned;
-use crate::packing::{TAIL_BEATS_MAX, TAIL_STEP_BYTES};
+use crate::log::{BeatsRow, SegmentRow, unsigned};
+use crate::packing::{Beat, TAIL_BEATS_MAX};
 use crate::service::ServiceLog;
 use crate::{Answer, Heard};
 
-/// `$5` is the clock of a test. The stamp is the log's now, read before a run is locked.
+/// `$4` is the length of a full tail, and `$5` the clock of a test. The stamp is the log's now, read before a run is
+/// locked. A tail that is full by this heartbeat comes back, to be written out as a segment.
 const ACCEPT: &str = "\
-    WITH stamp AS MATERIALIZED (SELECT greatest(lastbeat_clock($5), lastbeat_latest_at() + 1) AS at) \
-    UPDATE runs AS r SET version = r.version + 1, updated_at = stamp.at, last_beat_at = stamp.at, \
-        last_beat_version = r.version + 1, beats = r.beats + 1, \
-        tail = int8send(r.version + 1) || int8send(stamp.at) || r.tail \
+    WITH stamp AS MATERIALIZED (SELECT greatest(lastbeat_clock($5), lastbeat_latest_at() + 1) AS at, \
+        pg_current_xact_id()::text AS transaction) \
+    UPDATE runs AS r SET version = r.version + 1, last_beat_at = stamp.at, since_version = 0, since_at = 0, \
+        tail = int8send(stamp.at) || substring(int8send(r.version + 1) FROM 5) \
+            || CASE WHEN octet_length(r.tail) < $4 THEN r.tail ELSE '' END \
     FROM stamp, unnest($1::uuid[], $2::integer[], $3::text[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
     WHERE r.id = b.id AND r.attempt = b.attempt AND (b.claim IS NULL OR r.claim = b.claim) \
-        AND r.status = 'running' AND r.last_beat_at IS NOT NULL AND NOT r.quarantined \
-        AND r.updated_at < stamp.at AND octet_length(r.tail) < $4 \
-    RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, stamp.at";
+        AND r.status = 'running' AND NOT r.quarantined AND r.last_beat_at + r.since_at < stamp.at \
+    RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, stamp.at, \
+        CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END, stamp.transaction";
+
+/// The columns are in the order of a segment's numbers.
+const INSERT_SEGMENTS: &str = "INSERT INTO segments \
+    (run, first_version, last_version, attempt, first_at, last_at, count, digest, data) VALUES (";
 
 /// A heartbeat that was taken.
 #[derive(Debug)]
@@ -47,12 +55,16 @@ pub(super) struct Accepted {
     claimed_at: Timestamp,
     cancel_requested: bool,
     lane: Name,
+    /// The tail, if it is full.
+    full: Option<Vec<Beat>>,
 }
 
 /// The heartbeats that were taken, and their stamp.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
     pub(super) at: Option<Timestamp>,
+    /// The number of the transaction.
+    pub(super) transaction: String,
     pub(super) beats: Vec<Accepted>,
 }
 
@@ -81,16 +93,14 @@ pub(super) async fn accept(
         .bind(ids)
         .bind(attempts)
         .bind(claims)
-        .bind(i32::try_from(TAIL_BEATS_MAX * TAIL_STEP_BYTES).unwrap_or(i32::MAX))
+        .bind(i32::try_from(TAIL_BEATS_MAX * STEP_BYTES).unwrap_or(i32::MAX))
         .bind(simulated)
         .fetch_all(connection)
         .await?;
-    let mut taken = Taken { at: None, beats: Vec::with_capacity(rows.len()) };
-    for row in &rows {
-        taken.at = Some(Timestamp::from_micros(row.try_get(6)?));
-        taken.beats.push(read(row, &plain)?);
-    }
-    Ok(taken)
+    let Some(first) = rows.first() else { return Ok(Taken::default()) };
+    let (at, transaction) = (Some(Timestamp::from_micros(first.try_get(6)?)), first.try_get(8)?);
+    let beats = rows.iter().map(|row| read(row, &plain)).collect::<Result<Vec<Accepted>, StoreError>>()?;
+    Ok(Taken { at, transaction, beats })
 }
 
 fn read(row: &PgRow, plain: &[(usize, &lastbeat_domain::decide::Report)]) -> Result<Accepted, StoreError> {
@@ -99,15 +109,18 @@ fn read(row: &PgRow, plain: &[(usize, &lastbeat_domain::decide::Report)]) -> Res
     let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
     let (index, report) = place.ok_or_else(|| corrupt("a place of its own"))?;
     let lane: &str = row.try_get(5)?;
+    let version = unsigned(row.try_get(2)?)?;
+    let full = row.try_get::<Option<&[u8]>, _>(7)?.map(|tail| unpack_tail(tail, version)).transpose();
     Ok(Accepted {
         index: *index,
         run: report.run,
         number: row.try_get(1)?,
         attempt: report.attempt,
-        version: unsigned(row.try_get(2)?)?,
+        version,
         claimed_at: Timestamp::from_micros(row.try_get::<Option<i64>, _>(3)?.ok_or_else(|| corrupt("no claim"))?),
         cancel_requested: row.try_get(4)?,
         lane: Name::new(lane).map_err(|error| corrupt(&error.to_string()))?,
+        full: full.map_err(|error| corrupt(&error.to_string()))?,
     })
 }
 
@@ -117,6 +130,35 @@ impl Taken {
         let mut beats: Vec<(i64, u64)> = self.beats.iter().map(|beat| (beat.number, beat.version)).collect();
         beats.sort_unstable();
         beats
+    }
+
+    /// Returns the statements that append the heartbeats, where nothing else is to be written, and commit: sent together,
+    /// so that the log is not locked while they travel. They hold numbers and hexadecimal digits, and nothing that came
+    /// from outside.
+    pub(super) fn commit(&self, at: Timestamp) -> String {
+        let mut statements = String::new();
+        let segments = self.segments();
+        for (index, segment) in segments.iter().enumerate() {
+            let start = if index == 0 { INSERT_SEGMENTS } else { ", (" };
+            statements.push_str(start);
+            for number in segment.numbers() {
+                let _ = write!(statements, "{number}, ");
+            }
+            let _ = write!(statements, "{}, ", segment.digest.unwrap_or_default());
+            push_bytes(&mut statements, &segment.data);
+            statements.push(')');
+        }
+        let row = BeatsRow::pack(0, at, &self.numbered());
+        let _ = write!(statements, "; SELECT lastbeat_append_beats({}, {}, ", row.recorded_at, row.count);
+        push_bytes(&mut statements, &row.data);
+        statements.push_str("); COMMIT");
+        statements
+    }
+
+    /// Returns the tails that are full now, as segments to be written.
+    pub(super) fn segments(&self) -> Vec<SegmentRow> {
+        let full = self.beats.iter().filter_map(|beat| beat.full.as_ref().map(|tail| (beat, tail)));
+        full.map(|(beat, tail)| SegmentRow::pack(beat.number, beat.attempt, tail)).collect()
     }
 
     /// Says of each command of the batch whether its heartbeat was taken.
@@ -193,4 +235,15 @@ fn beating(beat: &Accepted, at: Timestamp) -> Run {
         updated_at: at,
         quarantined: None,
     }
+}
+
+/// Appends bytes as a literal.
+fn push_bytes(statements: &mut String, bytes: &[u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    statements.push_str("'\\x");
+    for byte in bytes {
+        statements.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        statements.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    statements.push_str("'::bytea");
 }

@@ -16,11 +16,11 @@ use uuid::Uuid;
 use crate::batch::RunRow;
 use crate::error::StoreError;
 use crate::log::{BeatsRow, EventRow, SegmentRow, signed, unsigned};
-use crate::packing;
+use crate::packing::{Beat, PackingError, TAIL_BEATS_MAX};
 
 /// All columns of `runs`, for SELECT.
 pub(super) const RUN_COLUMNS: &str = "number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, status, \
-     claim, lane, goal, device, unique_key, rest, version, updated_at, last_beat_at, last_beat_version, beats, tail";
+     claim, lane, goal, device, unique_key, rest, since_version, since_at, other_facts, version, last_beat_at, tail";
 
 /// What no statement asks for, kept as JSON in one column.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,25 +72,26 @@ pub(super) struct RunColumns {
     pub(super) beaten: BeatColumns,
 }
 
-/// What a plain heartbeat changes, column by column.
+/// What a plain heartbeat may change, column by column.
 #[derive(Debug, Default)]
 pub(super) struct BeatColumns {
+    pub(super) since_version: Vec<i64>,
+    pub(super) since_at: Vec<i64>,
+    pub(super) other_facts: Vec<i64>,
     pub(super) version: Vec<i64>,
-    pub(super) updated_at: Vec<i64>,
     pub(super) last_beat_at: Vec<Option<i64>>,
-    pub(super) last_beat_version: Vec<Option<i64>>,
-    pub(super) beats: Vec<i64>,
     pub(super) tail: Vec<Vec<u8>>,
 }
 
 impl BeatColumns {
     pub(super) fn push(&mut self, row: &RunRow) {
         let run = &row.run;
+        let (last_at, last_version) = run.last_beat.map_or((0, 0), |beat| (beat.at.as_micros(), beat.version));
+        self.since_version.push(signed(run.version - last_version));
+        self.since_at.push(run.updated_at.as_micros() - last_at);
+        self.other_facts.push(signed(run.version - run.beats));
         self.version.push(signed(run.version));
-        self.updated_at.push(run.updated_at.as_micros());
         self.last_beat_at.push(run.last_beat.map(|beat| beat.at.as_micros()));
-        self.last_beat_version.push(run.last_beat.map(|beat| signed(beat.version)));
-        self.beats.push(signed(run.beats));
         self.tail.push(pack_tail(row));
     }
 }
@@ -139,11 +140,42 @@ fn rest_of(run: &Run) -> String {
     serde_json::to_string(&rest).unwrap_or_default()
 }
 
+/// How many bytes a heartbeat takes in a tail: its instant, and the lower half of its version.
+pub(super) const STEP_BYTES: usize = 12;
+
 /// Packs a run's tail for its column, the newest heartbeat first, as the statement that takes heartbeats writes it.
 fn pack_tail(row: &RunRow) -> Vec<u8> {
     let mut tail = Vec::new();
-    row.tail.iter().flatten().rev().for_each(|beat| packing::push_to_tail(&mut tail, *beat));
+    for beat in row.tail.iter().flatten().rev() {
+        tail.extend_from_slice(&beat.at.to_be_bytes());
+        tail.extend_from_slice(&beat.version.to_be_bytes()[4..]);
+    }
     tail
+}
+
+/// Unpacks the tail of a run at that version.
+pub(super) fn unpack_tail(tail: &[u8], version: u64) -> Result<Vec<Beat>, PackingError> {
+    let steps = tail.chunks_exact(STEP_BYTES);
+    if !steps.remainder().is_empty() {
+        return Err(PackingError);
+    }
+    let unpack = |step: &[u8]| {
+        let (at, low) = step.split_at(8);
+        let at = i64::from_be_bytes(at.try_into().map_err(|_| PackingError)?);
+        let low = u64::from(u32::from_be_bytes(low.try_into().map_err(|_| PackingError)?));
+        // The upper half is that of the run's version, or the one before it.
+        let near = version & !u64::from(u32::MAX) | low;
+        let version = if near > version { near.checked_sub(1 << 32).ok_or(PackingError)? } else { near };
+        Ok(Beat { version, at })
+    };
+    let mut beats = steps.map(unpack).collect::<Result<Vec<Beat>, PackingError>>()?;
+    beats.reverse();
+    Ok(beats)
+}
+
+/// Unpacks the tail of a projection row: what of it is in no segment yet. A full one has been written out.
+fn unwritten_tail(tail: &[u8], version: u64) -> Result<Vec<Beat>, PackingError> {
+    if tail.len() == TAIL_BEATS_MAX * STEP_BYTES { Ok(Vec::new()) } else { unpack_tail(tail, version) }
 }
 
 /// Reads a row of `runs`.
@@ -163,9 +195,15 @@ pub(super) fn read_run(row: &PgRow) -> Result<RunRow, StoreError> {
             version: rest.claimed_version.ok_or_else(|| missing("claimed_version"))?,
         }),
     };
-    let last_beat = match (row.try_get("last_beat_at")?, row.try_get::<Option<i64>, _>("last_beat_version")?) {
-        (Some(at), Some(version)) => Some(LastBeat { at: instant(at), version: unsigned(version)? }),
-        _ => None,
+    let version = unsigned(row.try_get("version")?)?;
+    let apart = |column: &str| -> Result<u64, StoreError> {
+        let apart = unsigned(row.try_get(column)?)?;
+        version.checked_sub(apart).ok_or_else(|| missing(column))
+    };
+    let (last_at, since_at): (Option<i64>, i64) = (row.try_get("last_beat_at")?, row.try_get("since_at")?);
+    let last_beat = match last_at {
+        Some(at) => Some(LastBeat { at: instant(at), version: apart("since_version")? }),
+        None => None,
     };
     let run = Run {
         id,
@@ -186,19 +224,16 @@ pub(super) fn read_run(row: &PgRow) -> Result<RunRow, StoreError> {
         },
         started_at: rest.started_at.map(instant),
         last_beat,
-        beats: unsigned(row.try_get("beats")?)?,
+        beats: apart("other_facts")?,
         progress: rest.progress,
         cancel_requested: rest.cancel_requested,
         reaped: rest.reaped,
         outcome: rest.outcome,
-        version: unsigned(row.try_get("version")?)?,
-        updated_at: instant(row.try_get("updated_at")?),
+        version,
+        updated_at: instant(last_at.unwrap_or(0).saturating_add(since_at)),
         quarantined: rest.quarantined,
     };
-    let tail = packing::unpack_tail(row.try_get("tail")?).map(|mut beats| {
-        beats.reverse();
-        beats
-    });
+    let tail = unwritten_tail(row.try_get("tail")?, version);
     Ok(RunRow { number: row.try_get("number")?, run, tail })
 }
 
@@ -259,4 +294,23 @@ where
     T::Err: std::fmt::Display,
 {
     text.parse().map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tail_comes_back_whatever_the_upper_half_of_its_versions() {
+        for version in [9, u64::from(u32::MAX) + 3, (7 << 32) + 1, 7 << 32] {
+            let beats: Vec<Beat> = (0..5).map(|n| Beat { version: version - 8 + 2 * n, at: -3 + n as i64 }).collect();
+            let mut tail = Vec::new();
+            for beat in beats.iter().rev() {
+                tail.extend_from_slice(&beat.at.to_be_bytes());
+                tail.extend_from_slice(&beat.version.to_be_bytes()[4..]);
+            }
+            assert_eq!(unpack_tail(&tail, version), Ok(beats));
+            assert_eq!(unpack_tail(&tail[1..], version), Err(PackingError));
+        }
+    }
 }

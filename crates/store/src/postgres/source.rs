@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use lastbeat_domain::{Name, Span, Timestamp};
+use lastbeat_domain::{Name, RunId, Span, Timestamp};
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Row};
 
@@ -98,6 +98,11 @@ impl Source for Snapshot<'_> {
             Ok((run, (Timestamp::from_micros(check_at), Span::from_micros(unsigned(delay)?))))
         };
         rows.into_iter().map(due).collect()
+    }
+
+    async fn unsealed(&mut self, _: i64) -> Result<Vec<(String, Option<RunId>)>, StoreError> {
+        // The database itself demands one.
+        Ok(Vec::new())
     }
 
     async fn rearming(&mut self) -> Result<BTreeSet<Name>, StoreError> {

@@ -99,7 +99,7 @@ pub(super) async fn insert_beats(
     Ok(())
 }
 
-async fn insert_segments(connection: &mut PgConnection, rows: &[SegmentRow]) -> Result<(), StoreError> {
+pub(super) async fn insert_segments(connection: &mut PgConnection, rows: &[SegmentRow]) -> Result<(), StoreError> {
     let column = |index: usize| rows.iter().map(|row| row.numbers()[index]).collect::<Vec<i64>>();
     let mut query = sqlx::query(
         "INSERT INTO segments (run, first_version, last_version, attempt, first_at, last_at, count, digest, data) \
@@ -127,16 +127,16 @@ pub(super) async fn put_runs(
     rows.iter().for_each(|row| columns.push(row));
     let insert = format!(
         "INSERT INTO {table} (number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, status, claim, \
-         lane, goal, device, unique_key, rest, version, updated_at, last_beat_at, last_beat_version, beats, tail) \
+         lane, goal, device, unique_key, rest, since_version, since_at, other_facts, version, last_beat_at, tail) \
          SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[], $6::boolean[], \
          $7::boolean[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], \
          $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[]) \
          ON CONFLICT (number) DO UPDATE SET claimed_at = excluded.claimed_at, due_at = excluded.due_at, \
          attempt = excluded.attempt, quarantined = excluded.quarantined, \
          cancel_requested = excluded.cancel_requested, status = excluded.status, claim = excluded.claim, \
-         rest = excluded.rest, version = excluded.version, updated_at = excluded.updated_at, \
-         last_beat_at = excluded.last_beat_at, last_beat_version = excluded.last_beat_version, \
-         beats = excluded.beats, tail = excluded.tail"
+         rest = excluded.rest, since_version = excluded.since_version, since_at = excluded.since_at, \
+         other_facts = excluded.other_facts, version = excluded.version, last_beat_at = excluded.last_beat_at, \
+         tail = excluded.tail"
     );
     sqlx::query(sqlx::AssertSqlSafe(insert))
         .bind(columns.number)
@@ -153,11 +153,11 @@ pub(super) async fn put_runs(
         .bind(columns.device)
         .bind(columns.unique_key)
         .bind(columns.rest)
+        .bind(columns.beaten.since_version)
+        .bind(columns.beaten.since_at)
+        .bind(columns.beaten.other_facts)
         .bind(columns.beaten.version)
-        .bind(columns.beaten.updated_at)
         .bind(columns.beaten.last_beat_at)
-        .bind(columns.beaten.last_beat_version)
-        .bind(columns.beaten.beats)
         .bind(columns.beaten.tail)
         .execute(connection)
         .await?;
@@ -169,17 +169,17 @@ async fn put_beats(connection: &mut PgConnection, rows: &[RunRow]) -> Result<(),
     let mut columns = BeatColumns::default();
     rows.iter().for_each(|row| columns.push(row));
     sqlx::query(
-        "UPDATE runs AS r SET version = b.version, updated_at = b.updated_at, last_beat_at = b.last_beat_at, \
-         last_beat_version = b.last_beat_version, beats = b.beats, tail = b.tail \
+        "UPDATE runs AS r SET since_version = b.since_version, since_at = b.since_at, other_facts = b.other_facts, \
+         version = b.version, last_beat_at = b.last_beat_at, tail = b.tail \
          FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[]) \
-         AS b(number, version, updated_at, last_beat_at, last_beat_version, beats, tail) WHERE r.number = b.number",
+         AS b(number, since_version, since_at, other_facts, version, last_beat_at, tail) WHERE r.number = b.number",
     )
     .bind(rows.iter().map(|row| row.number).collect::<Vec<i64>>())
+    .bind(columns.since_version)
+    .bind(columns.since_at)
+    .bind(columns.other_facts)
     .bind(columns.version)
-    .bind(columns.updated_at)
     .bind(columns.last_beat_at)
-    .bind(columns.last_beat_version)
-    .bind(columns.beats)
     .bind(columns.tail)
     .execute(connection)
     .await?;

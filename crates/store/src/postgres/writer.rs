@@ -15,7 +15,7 @@ use lastbeat_domain::Timestamp;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::listening::ClockSample;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
-use sqlx::{Connection, Executor, Row};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 use tokio::sync::{mpsc, oneshot};
 
 use super::beats::{self, Taken};
@@ -83,6 +83,8 @@ impl Shared {
 struct Pending {
     transaction: String,
     outcomes: Vec<Outcome>,
+    /// The statements that commit it.
+    commit: String,
 }
 
 pub(super) struct Writer {
@@ -189,7 +191,7 @@ impl Writer {
                 }
                 Err(error) => error,
             };
-            if let Some(Pending { transaction, outcomes }) = pending
+            if let Some(Pending { transaction, outcomes, .. }) = pending
                 && self.was_committed(&transaction).await?
             {
                 tracing::info!(%error, "the connection was lost during a commit that went through");
@@ -214,8 +216,8 @@ impl Writer {
         let (shared, read) = (Arc::clone(&self.shared), &mut self.service_read);
         let transaction = async {
             let done = transact(&mut connection, &shared, commands, read).await?;
-            *pending = Some(done);
-            connection.execute("COMMIT").await?;
+            let commit = pending.insert(done).commit.clone();
+            sqlx::raw_sql(AssertSqlSafe(commit)).execute(&mut connection).await?;
             Ok(())
         };
         let result = match tokio::time::timeout(TRANSACTION_MAX, transaction).await {
@@ -338,28 +340,35 @@ async fn transact(
     let simulated = shared.clock.simulated();
     let taken = beats::accept(connection, commands, simulated).await?;
     let mask = taken.mask(commands.len());
+    if let (Some(at), true) = (taken.at, mask.iter().all(|taken| *taken)) {
+        if service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX) {
+            shared.keep(&refresh_service_log(connection, &shared.service()).await?);
+            *service_read = Some(Instant::now());
+        }
+        let (commit, transaction) = (taken.commit(at), taken.transaction.clone());
+        let outcomes = in_order(commands.len(), taken.answers(&shared.service()), &mask, Vec::new());
+        return Ok(Pending { transaction, outcomes, commit });
+    }
     let rest: Vec<Command> =
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
-    let ground = if rest.is_empty() { Ground::default() } else { ground::lock(connection, &rest, simulated).await? };
+    let ground = ground::lock(connection, &rest, simulated).await?;
     let End { mut head, clocks, transaction } = lock_log(connection, &shared.clock).await?;
     write_taken(connection, &taken, &mut head).await?;
-    let stale = service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX);
-    if stale || !rest.is_empty() {
-        shared.keep(&refresh_service_log(connection, &shared.service()).await?);
-        *service_read = Some(Instant::now());
-    }
-    let service = shared.service();
-    let decided = if rest.is_empty() {
-        Vec::new()
-    } else {
-        decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?
-    };
-    Ok(Pending { transaction, outcomes: in_order(commands.len(), taken.answers(&service), &mask, decided) })
+    let service = refresh_service_log(connection, &shared.service()).await?;
+    shared.keep(&service);
+    *service_read = Some(Instant::now());
+    let decided = decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
+    let outcomes = in_order(commands.len(), taken.answers(&service), &mask, decided);
+    Ok(Pending { transaction, outcomes, commit: "COMMIT".to_owned() })
 }
 
-/// Writes the heartbeats that the fast path took as a row of their own.
+/// Writes the heartbeats that the fast path took as a row of their own, under the log lock.
 async fn write_taken(connection: &mut PgConnection, taken: &Taken, head: &mut Head) -> Result<(), StoreError> {
     let Some(at) = taken.at else { return Ok(()) };
+    let segments = taken.segments();
+    if !segments.is_empty() {
+        write::insert_segments(connection, &segments).await?;
+    }
     head.beat_position += 1;
     head.latest_at = head.latest_at.max(at);
     write::insert_beats(connection, &BeatsRow::pack(head.beat_position, at, &taken.numbered()), head.latest_at).await

@@ -17,8 +17,8 @@ pub(super) async fn backup(path: &Path, target: &Path) -> Result<(), StoreError>
     let mut name = target.as_os_str().to_owned();
     name.push(".part");
     let part = Path::new(&name);
-    // One that was interrupted may have left its part.
-    let _ = std::fs::remove_file(part);
+    // One that was interrupted may have left its part. Made here, so that it is said what is wrong with the place.
+    File::create(part).map_err(StoreError::Output)?;
     let result = copy(path, part).await;
     let result = result.and_then(|()| {
         // A link is refused where the name is taken by now; a rename would replace what is there.

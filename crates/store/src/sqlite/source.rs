@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use lastbeat_domain::{Name, Span, Timestamp};
+use lastbeat_domain::{Name, RunId, Span, Timestamp};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::read;
-use super::rows::{RUN_COLUMNS, read_beats, read_event, read_run, read_segment};
+use super::rows::{RUN_COLUMNS, read_beats, read_event, read_id, read_run, read_segment};
 use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
 use crate::log::{BeatsRow, EventRow, SegmentRow, unsigned};
@@ -107,6 +107,31 @@ impl Source for Snapshot<'_> {
             Ok((run, (Timestamp::from_micros(check_at), Span::from_micros(unsigned(delay)?))))
         };
         rows.into_iter().map(due).collect()
+    }
+
+    /// One without was put there by somebody else. A log that was begun before there were digests is let be, since a
+    /// program of that time may have gone on writing to it.
+    async fn unsealed(&mut self, limit: i64) -> Result<Vec<(String, Option<RunId>)>, StoreError> {
+        let first: Option<Option<i64>> = sqlx::query_scalar("SELECT digest FROM events ORDER BY position LIMIT 1")
+            .fetch_optional(&mut *self.0)
+            .await?;
+        if first.flatten().is_none() {
+            return Ok(Vec::new());
+        }
+        let run_id = "(SELECT run_id FROM events WHERE run = bare.run AND version = 1)";
+        let events = format!("SELECT position AS row, {run_id} AS id FROM events AS bare WHERE digest IS NULL LIMIT ?");
+        let segments =
+            format!("SELECT first_version AS row, {run_id} AS id FROM segments AS bare WHERE digest IS NULL LIMIT ?");
+        let beats = "SELECT position AS row, NULL AS id FROM beats WHERE digest IS NULL LIMIT ?".to_owned();
+        let mut unsealed = Vec::new();
+        for (what, select) in [("events row", events), ("beats row", beats), ("segment from version", segments)] {
+            for row in sqlx::query(AssertSqlSafe(select)).bind(limit).fetch_all(&mut *self.0).await? {
+                let number: i64 = row.try_get("row")?;
+                let id = row.try_get::<Option<Vec<u8>>, _>("id")?.map(|_| read_id(&row, "id")).transpose()?;
+                unsealed.push((format!("{what} {number}"), id));
+            }
+        }
+        Ok(unsealed)
     }
 
     async fn rearming(&mut self) -> Result<BTreeSet<Name>, StoreError> {
