@@ -9,7 +9,7 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 /// No checkpoint and no vacuum comes in between by itself: each would hit one contestant and not the other, and after a
 /// checkpoint every page is written to the WAL in full when it is next changed. The benchmark does both at fixed points.
 /// Compiling the plans of large scans would cost the baselines more than it brings.
-const SETTINGS: [(&str, &str); 9] = [
+const SETTINGS: [(&str, &str); 11] = [
     ("shared_buffers", "2GB"),
     ("max_connections", "100"),
     ("autovacuum", "off"),
@@ -19,7 +19,14 @@ const SETTINGS: [(&str, &str); 9] = [
     ("wal_init_zero", "on"),
     ("wal_recycle", "on"),
     ("jit", "off"),
+    // Until it is asked for; without the extension these two mean nothing.
+    (STATEMENTS_TRACKED, "none"),
+    ("pg_stat_statements.track_planning", "on"),
 ];
+
+/// The extension that tells how long the server took over statements. It comes with the server in most distributions.
+const STATEMENTS: &str = "pg_stat_statements";
+const STATEMENTS_TRACKED: &str = "pg_stat_statements.track";
 
 /// How much WAL is written at a time to make it grow.
 const GROWTH_BYTES: i64 = 256 << 20;
@@ -29,6 +36,8 @@ const SEGMENT_BYTES: i64 = 16 << 20;
 pub(crate) struct Ground {
     cluster: Cluster,
     admin: PgPool,
+    /// Whether it can tell how long it took over statements.
+    tells_times: bool,
 }
 
 impl Ground {
@@ -36,8 +45,42 @@ impl Ground {
     pub(crate) fn start() -> Result<Ground> {
         let settings = SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         let cluster = Cluster::start_with(&ClusterOptions { durable: true, settings });
+        let available = format!("SELECT name FROM pg_available_extensions WHERE name = '{STATEMENTS}'");
+        let tells_times = !cluster.sql("postgres", &available).is_empty();
+        if tells_times {
+            // It has to be there when the server starts.
+            cluster.set("shared_preload_libraries", STATEMENTS);
+            cluster.stop_immediate();
+            cluster.start_again();
+            cluster.sql("postgres", &format!("CREATE EXTENSION {STATEMENTS}"));
+        }
         let admin = PgPoolOptions::new().max_connections(2).connect_lazy(&cluster.url("postgres"))?;
-        Ok(Ground { cluster, admin })
+        Ok(Ground { cluster, admin, tells_times })
+    }
+
+    /// Times statements from now on, or no longer, because that costs a little.
+    pub(crate) fn time_statements(&self, on: bool) {
+        tokio::task::block_in_place(|| self.cluster.set(STATEMENTS_TRACKED, if on { "top" } else { "none" }));
+    }
+
+    /// Forgets the times of statements.
+    pub(crate) async fn forget_times(&self) -> Result<()> {
+        if self.tells_times {
+            sqlx::raw_sql("SELECT pg_stat_statements_reset()").execute(&self.admin).await?;
+        }
+        Ok(())
+    }
+
+    /// Returns how many statements were carried out in a database since the times were forgotten, and how many
+    /// milliseconds they took to plan and to carry out. None where the server cannot tell.
+    pub(crate) async fn statements(&self, database: &Database) -> Result<Option<Statements>> {
+        if !self.tells_times {
+            return Ok(None);
+        }
+        let query = "SELECT coalesce(sum(calls), 0)::float8, coalesce(sum(total_plan_time + total_exec_time), 0) \
+                     FROM pg_stat_statements AS s JOIN pg_database AS d ON d.oid = s.dbid WHERE d.datname = $1";
+        let (count, milliseconds) = sqlx::query_as(query).bind(database.name()).fetch_one(&self.admin).await?;
+        Ok(Some(Statements { count, milliseconds }))
     }
 
     /// Makes an empty database.
@@ -109,6 +152,13 @@ pub(crate) struct Database {
     pub(crate) pool: PgPool,
 }
 
+/// Statements, and how long the server took over them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Statements {
+    pub(crate) count: f64,
+    pub(crate) milliseconds: f64,
+}
+
 /// How often rows of a table were updated, and how often on their page and without touching an index.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Updates {
@@ -117,6 +167,10 @@ pub(crate) struct Updates {
 }
 
 impl Database {
+    fn name(&self) -> &str {
+        self.url.rsplit('/').next().unwrap_or_default()
+    }
+
     /// Takes dead rows away, and tells the planner what there is.
     pub(crate) async fn vacuum(&self) -> Result<()> {
         sqlx::raw_sql("VACUUM ANALYZE").execute(&self.pool).await?;

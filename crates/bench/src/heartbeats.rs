@@ -66,7 +66,7 @@ pub(crate) async fn measure(
             rounds.one_each.push(take_turn(ground, crowd, &one_each, size).await?.0);
             rounds.grouped.push(take_turn(ground, crowd, &grouped, size).await?.0);
         }
-        rows.extend(rows_of(in_flight, &rounds));
+        rows.extend(rows_of(in_flight, &rounds, size));
     }
     let ours = counted(&lastbeat.database, ours_before, heartbeats).await?;
     rows.push(hot_row(ours, counted(mutable, theirs_before, 0).await?));
@@ -82,14 +82,18 @@ async fn take_turn<H: Hears>(ground: &Ground, crowd: Crowd, hears: &Arc<H>, size
     Ok((Turn { rate: heard.rate(), wal }, heard.heartbeats))
 }
 
-fn rows_of(in_flight: usize, rounds: &Rounds) -> [Row; 3] {
+fn rows_of(in_flight: usize, rounds: &Rounds, size: &Size) -> [Row; 3] {
     let rates = |turns: &[Turn]| turns.iter().map(|turn| turn.rate).collect::<Vec<f64>>();
     let wal = |turns: &[Turn]| turns.iter().map(|turn| turn.wal).collect::<Vec<f64>>();
     let ours = rates(&rounds.lastbeat);
     let row = |other| Row::new(format!("heartbeats, {in_flight} in flight, vs {other}"), "/s", &ours);
     let (our_wal, their_wal) = (wal(&rounds.lastbeat), wal(&rounds.grouped));
     [
-        row("M1").beside("M1", &ours, &rates(&rounds.one_each)).goal(Bound::AtLeast(8.0)).required(Bound::AtLeast(4.0)),
+        row("M1")
+            .beside("M1", &ours, &rates(&rounds.one_each))
+            .goal(Bound::AtLeast(8.0))
+            .required(Bound::AtLeast(4.0))
+            .note(format!("{} of {} runs beat; {} turns of {:?}", size.beating, size.runs, size.rounds, size.turn)),
         row("M2").beside("M2", &ours, &rates(&rounds.grouped)).goal(Bound::AtLeast(0.7)).required(Bound::AtLeast(0.5)),
         Row::new(format!("WAL a heartbeat, {in_flight} in flight"), "B", &our_wal)
             .beside("M2", &our_wal, &their_wal)

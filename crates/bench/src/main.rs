@@ -33,14 +33,15 @@ use size::Size;
 use sweep::Contestants;
 
 /// Measure what Lastbeat must be fast at, beside the designs that it replaces, on a throwaway PostgreSQL with fsync on.
-/// The exit code is 1 if a row misses what is required of it.
+/// The exit code is 1 if a row misses what is required of it, or if something could not be measured.
 #[derive(Clone, Debug, Parser)]
 #[command(name = "cargo xtask bench")]
 struct Arguments {
     /// Write the rows to a file too, as one JSON list.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// A small form that shows that the benchmark works; its figures say little.
+    /// A small form that shows that the benchmark works. Its figures say little, so a row that misses what is required
+    /// doesn't fail it.
     #[arg(long)]
     quick: bool,
     /// How many runs are in flight.
@@ -79,7 +80,7 @@ async fn main() -> Result<ExitCode> {
     if let Some(file) = &arguments.json {
         report::write_json(&rows, file)?;
     }
-    let fails = rows.iter().any(|row| row.standing() == Standing::Fails);
+    let fails = !arguments.quick && rows.iter().any(|row| row.standing() == Standing::Fails);
     Ok(if fails { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
