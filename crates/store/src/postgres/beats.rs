@@ -6,6 +6,7 @@
 //! their ids, which is the order in which everybody locks them; two that lock in another order all the same are a
 //! deadlock, which the database ends, and the one that it ends is run again.
 
+use std::collections::HashMap;
 use std::fmt::Write;
 
 use lastbeat_domain::decide::{Command, Report};
@@ -24,17 +25,25 @@ use crate::packing::{Beat, TAIL_BEATS_MAX};
 use crate::service::ServiceLog;
 use crate::{Answer, Heard};
 
-/// `$4` is the length of a full tail, `$5` the stamp. A tail that is full by this heartbeat comes back, to be written out
-/// as a segment.
+/// `$4` is the length of a full tail, `$5` the stamp. What was taken comes back in one row, column by column: a thousand
+/// rows cost more than a thousand updates. A tail that is full by this heartbeat comes back too, to be written out as a
+/// segment.
 const ACCEPT: &str = "\
-    UPDATE runs AS r SET version = r.version + 1, last_beat_at = $5, since_version = 0, since_at = 0, \
-        tail = int8send($5) || substring(int8send(r.version + 1) FROM 5) \
-            || CASE WHEN octet_length(r.tail) < $4 THEN r.tail ELSE '' END \
-    FROM unnest($1::uuid[], $2::integer[], $3::text[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
-    WHERE r.id = b.id AND r.attempt = b.attempt AND (b.claim IS NULL OR r.claim = b.claim) \
-        AND r.status = 'running' AND NOT r.quarantined AND r.last_beat_at + r.since_at < $5 \
-    RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, \
-        CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END";
+    WITH taken AS (\
+        UPDATE runs AS r SET version = r.version + 1, last_beat_at = $5, since_version = 0, since_at = 0, \
+            tail = int8send($5) || substring(int8send(r.version + 1) FROM 5) \
+                || CASE WHEN octet_length(r.tail) < $4 THEN r.tail ELSE '' END \
+        FROM unnest($1::uuid[], $2::integer[], $3::text[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
+        WHERE r.id = b.id AND r.attempt = b.attempt AND (b.claim IS NULL OR r.claim = b.claim) \
+            AND r.status = 'running' AND NOT r.quarantined AND r.last_beat_at + r.since_at < $5 \
+        RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, \
+            CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END AS full_tail) \
+    SELECT coalesce(array_agg(ordinal), '{}'), coalesce(array_agg(number), '{}'), coalesce(array_agg(version), '{}'), \
+        coalesce(array_agg(claimed_at), '{}'), coalesce(array_agg(cancel_requested), '{}'), \
+        coalesce(array_agg(lane), '{}'), \
+        coalesce(array_agg(ordinal) FILTER (WHERE full_tail IS NOT NULL), '{}'), \
+        coalesce(array_agg(full_tail) FILTER (WHERE full_tail IS NOT NULL), '{}') \
+    FROM taken";
 
 /// The columns are in the order of a segment's numbers.
 const INSERT_SEGMENTS: &str = "INSERT INTO segments \
@@ -86,50 +95,54 @@ pub(super) async fn accept(
     let attempts: Vec<i32> = plain.iter().map(|(_, report)| i32::try_from(report.attempt).unwrap_or(-1)).collect();
     let claims: Vec<Option<&str>> =
         plain.iter().map(|(_, report)| report.claim.as_ref().map(lastbeat_domain::ClaimId::as_str)).collect();
-    let rows = sqlx::query(ACCEPT)
+    let row = sqlx::query(ACCEPT)
         .bind(ids)
         .bind(attempts)
         .bind(claims)
         .bind(i32::try_from(TAIL_BEATS_MAX * STEP_BYTES).unwrap_or(i32::MAX))
         .bind(at.as_micros())
-        .fetch_all(connection)
+        .fetch_one(connection)
         .await?;
-    let mut taken = Taken { beats: Vec::with_capacity(rows.len()), lanes: Vec::new() };
-    for row in &rows {
-        taken.take_row(row, &plain)?;
-    }
-    Ok(taken)
+    Taken::read(&row, &plain)
 }
 
 impl Taken {
-    fn take_row(&mut self, row: &PgRow, plain: &[(usize, &Report)]) -> Result<(), StoreError> {
+    fn read(row: &PgRow, plain: &[(usize, &Report)]) -> Result<Taken, StoreError> {
         let corrupt = |what: &str| StoreError::Corrupt(format!("a heartbeat came back with {what}"));
-        let ordinal: i64 = row.try_get(0)?;
-        let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
-        let (index, report) = place.ok_or_else(|| corrupt("a place of its own"))?;
-        let lane: &str = row.try_get(5)?;
-        // A batch is of a few lanes, and mostly of the one before.
-        let lane = match self.lanes.iter().rposition(|known| known.as_str() == lane) {
-            Some(lane) => lane,
-            None => {
-                self.lanes.push(Name::new(lane).map_err(|error| corrupt(&error.to_string()))?);
-                self.lanes.len() - 1
-            }
-        };
-        let version = unsigned(row.try_get(2)?)?;
-        let full = row.try_get::<Option<&[u8]>, _>(6)?.map(|tail| unpack_tail(tail, version)).transpose();
-        self.beats.push(Accepted {
-            index: *index,
-            run: report.run,
-            number: row.try_get(1)?,
-            attempt: report.attempt,
-            version,
-            claimed_at: Timestamp::from_micros(row.try_get::<Option<i64>, _>(3)?.ok_or_else(|| corrupt("no claim"))?),
-            cancel_requested: row.try_get(4)?,
-            lane,
-            full: full.map_err(|error| corrupt(&error.to_string()))?,
-        });
-        Ok(())
+        let (ordinals, numbers): (Vec<i64>, Vec<i64>) = (row.try_get(0)?, row.try_get(1)?);
+        let (versions, claimed): (Vec<i64>, Vec<Option<i64>>) = (row.try_get(2)?, row.try_get(3)?);
+        let (cancelled, lanes): (Vec<bool>, Vec<String>) = (row.try_get(4)?, row.try_get(5)?);
+        let (full, tails): (Vec<i64>, Vec<Vec<u8>>) = (row.try_get(6)?, row.try_get(7)?);
+        let mut tails: HashMap<i64, Vec<u8>> = full.into_iter().zip(tails).collect();
+        let mut taken = Taken { beats: Vec::with_capacity(ordinals.len()), lanes: Vec::new() };
+        for (at, ordinal) in ordinals.into_iter().enumerate() {
+            let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
+            let (index, report) = *place.ok_or_else(|| corrupt("a place of its own"))?;
+            let version = unsigned(versions[at])?;
+            let lane = taken.lane(&lanes[at])?;
+            let full = tails.remove(&ordinal).map(|tail| unpack_tail(&tail, version)).transpose();
+            taken.beats.push(Accepted {
+                index,
+                run: report.run,
+                number: numbers[at],
+                attempt: report.attempt,
+                version,
+                claimed_at: Timestamp::from_micros(claimed[at].ok_or_else(|| corrupt("no claim"))?),
+                cancel_requested: cancelled[at],
+                lane,
+                full: full.map_err(|error| corrupt(&error.to_string()))?,
+            });
+        }
+        Ok(taken)
+    }
+
+    /// Returns the place of a lane among those of the batch: they are few, and it is mostly that of the one before.
+    fn lane(&mut self, lane: &str) -> Result<usize, StoreError> {
+        if let Some(place) = self.lanes.iter().rposition(|known| known.as_str() == lane) {
+            return Ok(place);
+        }
+        self.lanes.push(Name::new(lane).map_err(|error| StoreError::Corrupt(format!("a lane: {error}")))?);
+        Ok(self.lanes.len() - 1)
     }
 
     /// Returns the heartbeats as their row of `beats` packs them: run number and version, sorted.
