@@ -149,6 +149,9 @@ fn cargo_beside_a_server(arguments: &[&str]) -> Result<Command, Failure> {
     eprintln!("xtask: the tests make their databases on a server of their own; {SERVER_VARIABLE} can name another");
     let mut command = Command::new(own.with_file_name("throwaway-postgres"));
     command.arg("--").arg(cargo.get_program()).args(cargo.get_args()).current_dir(workspace_root());
+    for (name, _) in cargo.get_envs().filter(|(_, value)| value.is_none()) {
+        command.env_remove(name);
+    }
     Ok(command)
 }
 
@@ -174,6 +177,13 @@ fn doc(extra: &[String]) -> Result<(), Failure> {
 fn cargo(arguments: &[&str]) -> Command {
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     cargo.args(arguments).current_dir(workspace_root());
+    // What cargo tells this program about itself, a build script of a dependency takes for news, and half of the
+    // dependencies would be built anew when cargo was run by hand before.
+    for (name, _) in env::vars_os() {
+        if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|told| name.to_string_lossy().starts_with(told)) {
+            cargo.env_remove(name);
+        }
+    }
     cargo
 }
 

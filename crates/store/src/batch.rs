@@ -507,6 +507,11 @@ impl Batch {
         for event in events {
             let Event::Run(event) = event else { continue };
             let plain = at == self.beats_at && is_plain_beat(row.as_ref(), &event);
+            if !plain && !self.writes.events.is_empty() {
+                // A heartbeat that gets a row, and what a refused one leaves behind, come with the stamp of the plain
+                // ones. Rows stand in the order of their stamps, so that the last one has the latest.
+                at = at.max(self.head.latest_at.next());
+            }
             let version = row.as_ref().map_or(0, |row| row.run.version) + 1;
             let recorded = Recorded { run: id, version, recorded_at: at, event };
             let evolved = self.evolve(row.take(), &recorded)?;

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use lastbeat_domain::decide::{Claimant, Command, IdempotencyKey, Report, RunSpec};
 use lastbeat_domain::listening::{BeaconRole, Promise};
 use lastbeat_domain::{RefusalCode, Run, RunId, Span, Status, Terms};
-use lastbeat_store::{Answer, CommandError, Filter, Health, ImportError, Store, Stored, ask, check_import, fold};
+use lastbeat_store::{
+    Answer, CommandError, FeedFact, Filter, Health, ImportError, Store, Stored, ask, check_import, fold,
+};
 use lastbeat_testkit::{Backend, Place, claimant, name, on_each_backend, report, run_id};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence, TestRunner};
@@ -59,6 +61,7 @@ on_each_backend! {
     many_claimants_get_each_run_once,
     a_fenced_heartbeat_is_refused_however_it_comes,
     heartbeats_of_many_runs_share_a_commit_and_each_is_kept,
+    the_facts_of_a_commit_stand_in_the_order_of_their_stamps,
     a_retry_comes_with_its_reap_and_a_late_completion_voids_it,
     racing_sweepers_reap_each_run_once,
     the_service_log_is_the_same_for_everybody,
@@ -517,6 +520,31 @@ async fn heartbeats_of_many_runs_share_a_commit_and_each_is_kept(place: Place) {
     let stream = ask::whole_stream(store, run_id(7)).await.unwrap();
     let beats = stream.iter().filter(|fact| fact.type_name() == "heartbeat").map(Stored::recorded_at);
     assert_eq!(beats.collect::<Vec<_>>(), expected);
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+async fn the_facts_of_a_commit_stand_in_the_order_of_their_stamps(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    let run = run_id;
+    let claimed = store.execute((1..=5).map(|number| create(run(number), Some("c"))).collect()).await;
+    assert!(claimed.iter().all(Result::is_ok));
+    one(store, beat(run(1), "c")).await.unwrap();
+    one(store, beat(run(2), "c")).await.unwrap();
+    place.clock.advance(Span::from_seconds(200));
+    one(store, reap(run(1))).await.unwrap();
+    // An end, first heartbeats, one that is too late, and a plain one.
+    let complete = Command::Complete { report: report(run(3), 1, "c"), output: None };
+    let batch = vec![complete, beat(run(4), "c"), beat(run(1), "c"), beat(run(5), "c"), beat(run(2), "c")];
+    let outcomes = store.execute(batch).await;
+    assert_eq!(outcomes.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, true, false, true, true]);
+    let stamps = store.feed(0, 100).await.unwrap().into_iter().map(|entry| match entry.fact {
+        FeedFact::Run(fact) => (fact.recorded_at(), fact.type_name().to_owned()),
+        FeedFact::Service(line) => panic!("{line}"),
+    });
+    let stamps: Vec<_> = stamps.collect();
+    assert!(stamps.is_sorted_by(|before, after| before.0 < after.0), "{stamps:?}");
+    assert_eq!(stamps.iter().filter(|(_, type_name)| type_name == "late_signal").count(), 1);
     assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
 }
 
