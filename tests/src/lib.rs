@@ -2,21 +2,29 @@
 
 #![allow(clippy::unwrap_used)]
 
+pub mod audit;
+pub mod soak;
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use lastbeat_store::Store;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+
+use crate::audit::Audit;
 
 /// Returns the binary, built from the sources as they are.
 pub fn binary() -> &'static Path {
     static BINARY: OnceLock<PathBuf> = OnceLock::new();
     BINARY.get_or_init(|| {
-        let tests = std::env::current_exe().unwrap();
-        let profile = tests.parent().and_then(Path::parent).unwrap();
+        let own = std::env::current_exe().unwrap();
+        let folder = own.parent().unwrap();
+        // Tests lie in a folder below that of the binaries.
+        let profile = if folder.ends_with("deps") { folder.parent().unwrap() } else { folder };
         let mut build = Command::new(env!("CARGO"));
         build.args(["build", "--quiet", "--workspace", "--bins"]);
         // What cargo tells the programs that it runs, a build script of a dependency takes for news, and half of the
@@ -37,28 +45,39 @@ pub fn binary() -> &'static Path {
     })
 }
 
-/// A folder of its own with a database in it.
+/// A folder of its own with a database in it, or for a database on a server.
 #[derive(Debug)]
 pub struct Place {
     folder: tempfile::TempDir,
+    server: Option<String>,
 }
 
 impl Default for Place {
     fn default() -> Place {
-        Place { folder: tempfile::tempdir().unwrap() }
+        Place { folder: tempfile::tempdir().unwrap(), server: None }
     }
 }
 
 impl Place {
+    /// Makes a folder whose command lines work on the PostgreSQL database that `url` names, which is made ready.
+    pub fn on(url: &str) -> Place {
+        let place = Place { server: Some(url.to_owned()), ..Place::default() };
+        place.json(&["migrate"]);
+        place
+    }
+
     /// Returns the path of a file in the folder.
     pub fn file(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    /// Begins a command line on the folder's database.
+    /// Begins a command line on the place's database.
     pub fn lastbeat(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary());
         command.args(arguments).current_dir(self.folder.path()).env_remove("LASTBEAT_DATABASE_URL");
+        if let Some(url) = &self.server {
+            command.env("LASTBEAT_DATABASE_URL", url);
+        }
         command
     }
 
@@ -83,6 +102,20 @@ impl Place {
         serde_json::from_slice::<Value>(&output.stderr).unwrap()["error"].clone()
     }
 
+    /// Returns everything that is in the log, read and looked at.
+    pub fn audit(&self) -> Audit {
+        let output = self.run(&["export"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Audit::of(&String::from_utf8(output.stdout).unwrap())
+    }
+
+    /// Holds the projection against the log, and returns the report.
+    pub fn verified(&self) -> Value {
+        let report = self.json(&["verify"]);
+        assert_eq!(report["damage"], Value::Array(Vec::new()));
+        report
+    }
+
     /// Imports lines of events.
     pub fn import(&self, lines: &[Value]) -> Output {
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
@@ -97,11 +130,26 @@ pub fn helper(name: &str) -> PathBuf {
     binary().with_file_name(name)
 }
 
+/// Opens a database for a helper, which waits while it is away.
+pub async fn opened(url: &str) -> Arc<dyn Store> {
+    let started = Instant::now();
+    loop {
+        match lastbeat_store::open(url, true).await {
+            Ok(store) => return store,
+            Err(error) => assert!(error.is_transient() && started.elapsed() < PATIENCE, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// How long is waited for a real process.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Waits until a condition holds; a bound on real processes, not a guess at their speed.
 pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let started = Instant::now();
     while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(60), "waited in vain until {what}");
+        assert!(started.elapsed() < PATIENCE, "waited in vain until {what}");
         pause(Duration::from_millis(20));
     }
 }

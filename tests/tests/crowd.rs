@@ -10,12 +10,6 @@ use lastbeat_acceptance::{Numbers, Place, Started, extent, helper, pause};
 use rustix::process::Signal;
 use serde_json::Value;
 
-fn verified(place: &Place) -> Value {
-    let report = place.json(&["verify"]);
-    assert_eq!(report["damage"], Value::Array(Vec::new()));
-    report
-}
-
 /// `LASTBEAT_CROWD_SECONDS` makes it longer.
 #[test]
 fn ten_exec_loops_and_sweepers_that_come_and_go_share_a_file() {
@@ -59,7 +53,7 @@ fn ten_exec_loops_and_sweepers_that_come_and_go_share_a_file() {
         out.read_to_string(&mut reaped).unwrap();
         assert!(!reaped.lines().any(|line| line.starts_with("reaped")), "{reaped}");
     }
-    verified(&place);
+    place.verified();
 }
 
 /// `LASTBEAT_KILLS` makes it more.
@@ -88,7 +82,7 @@ fn what_was_acknowledged_is_there_after_every_kill() {
             acknowledged.extend(whole.lines().map(ToOwned::to_owned));
         }
         if kill % 10 == 9 || kill + 1 == kills {
-            verified(&place);
+            place.verified();
             let export = String::from_utf8(place.run(&["export"]).stdout).unwrap();
             let versions: std::collections::HashSet<String> = export
                 .lines()

@@ -19,6 +19,8 @@ usage: cargo xtask <task> [arguments for cargo, for the simulation, or for the b
             clock with it) and a PostgreSQL server are there; install with apt-get what is missing
   test      setup, build the binaries, then run all tests, those in the documentation too, beside a PostgreSQL server
             that is there only for them, or on that of LASTBEAT_TEST_POSTGRES_URL
+  soak      many sweepers and executors on one PostgreSQL server, some of them killed, stopped and slowed at random:
+            MINUTES [--seed N]; exits 1 if the log shows that a promise was not kept
   simulate  play schedules of faults on a virtual clock: [--seeds N] [--from SEED], 10,000 from 0 if not said
   bench     measure what must be fast, beside what it replaces, on a throwaway PostgreSQL: [--json FILE] [--quick]
             [--help]; exit code 1 if a row misses what is required of it
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
     let outcome = match task.as_str() {
         "setup" => setup(),
         "test" => test(&extra),
+        "soak" => soak(&extra),
         "simulate" => simulate(&extra),
         "bench" => bench(&extra),
         "doc" => doc(&extra),
@@ -153,6 +156,13 @@ fn cargo_beside_a_server(arguments: &[&str]) -> Result<Command, Failure> {
         command.env_remove(name);
     }
     Ok(command)
+}
+
+/// Plays the soak of the acceptance tests for longer; `extra` says for how many minutes.
+fn soak(extra: &[String]) -> Result<(), Failure> {
+    setup()?;
+    let arguments = ["run", "--release", "--quiet", "--package", "lastbeat-acceptance", "--bin", "soak", "--"];
+    run("soak", cargo(&arguments).args(extra))
 }
 
 /// Plays schedules of faults; `extra` says how many, and from which seed on.
