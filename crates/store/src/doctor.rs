@@ -66,13 +66,13 @@ pub(crate) fn clock(service: &ServiceLog, host: Timestamp, now: Timestamp) -> Ch
     let ahead = now.since(host);
     if ahead > AHEAD_MAX {
         let found =
-            format!("log time is {ahead} ahead of the host's clock, so it stands still until the clock is there");
+            format!("log time is {ahead} ahead of the clock, so it stands still until the clock is there");
         let advice = "nobody is reaped wrongly, only late; set the clock, and keep it with NTP";
         return Check::warning("clock", found, advice);
     }
     match &service.clock_back {
         Some(back) => Check::fine("clock", format!("well now; it was set back once, noticed at {}", back.recorded_at)),
-        None => Check::fine("clock", "log time follows the host's clock"),
+        None => Check::fine("clock", "log time follows the clock"),
     }
 }
 
