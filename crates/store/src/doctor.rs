@@ -65,8 +65,7 @@ impl Check {
 pub(crate) fn clock(service: &ServiceLog, host: Timestamp, now: Timestamp) -> Check {
     let ahead = now.since(host);
     if ahead > AHEAD_MAX {
-        let found =
-            format!("log time is {ahead} ahead of the clock, so it stands still until the clock is there");
+        let found = format!("log time is {ahead} ahead of the clock, so it stands still until the clock is there");
         let advice = "nobody is reaped wrongly, only late; set the clock, and keep it with NTP";
         return Check::warning("clock", found, advice);
     }
