@@ -202,6 +202,15 @@ fn a_stopped_process_that_keeps_the_log_locked_is_thrown_out_and_blames_nobody_b
     );
 }
 
+/// Tells other threads to end, also when this one panics: it waits for them.
+struct Ends<'a>(&'a AtomicBool);
+
+impl Drop for Ends<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Claims runs and beats for them, and is not heard of again, until `end`.
 fn abandon(url: &str, end: &AtomicBool) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -247,6 +256,7 @@ fn sweepers_killed_between_reading_and_appending_leave_nothing_half_done() {
     let kills = extent("LASTBEAT_KILLS", 10);
     let (end, mut numbers, mut in_the_middle) = (AtomicBool::new(false), Numbers(11), 0);
     std::thread::scope(|scope| {
+        let _ends = Ends(&end);
         scope.spawn(|| abandon(&url, &end));
         for _ in 0..kills {
             let sweeper = sweep();
@@ -254,7 +264,6 @@ fn sweepers_killed_between_reading_and_appending_leave_nothing_half_done() {
             in_the_middle += usize::from(caught(&sweeper, &cluster, database, IN_THE_MIDDLE, &mut numbers));
             sweeper.signal(Signal::KILL);
         }
-        end.store(true, Ordering::Relaxed);
     });
     let survivor = sweep();
     until("all are reaped", || {
@@ -394,6 +403,7 @@ fn a_server_that_is_killed_loses_nothing_that_was_acknowledged() {
     let kills = extent("LASTBEAT_SERVER_KILLS", 5);
     let (end, mut numbers) = (AtomicBool::new(false), Numbers(5));
     std::thread::scope(|scope| {
+        let ends = Ends(&end);
         let followed = follower(scope, &url, &end, |_| {});
         for _ in 0..kills {
             pause(Duration::from_millis(300 + numbers.below(1_000)));
@@ -404,7 +414,7 @@ fn a_server_that_is_killed_loses_nothing_that_was_acknowledged() {
         pause(Duration::from_secs(1));
         let acknowledged = writers.end(&place);
         sweeper.terminate();
-        end.store(true, Ordering::Relaxed);
+        drop(ends);
         let followed = followed.join().unwrap();
         assert_followed(&place, &url, &followed);
         println!("{kills} kills of the server, {acknowledged} acknowledged facts, {} in the feed", followed.len());
@@ -422,12 +432,13 @@ fn who_follows_the_feed_of_sixteen_writers_misses_nothing_and_sees_nothing_twice
     let (end, enough) = (AtomicBool::new(false), AtomicBool::new(false));
     let writers = Writers::new(&place, &url, 16, 40);
     std::thread::scope(|scope| {
+        let ends = Ends(&end);
         let followed = follower(scope, &url, &end, |seen| enough.store(seen >= wanted, Ordering::Relaxed));
         while !enough.load(Ordering::Relaxed) {
             pause(Duration::from_millis(20));
         }
         let acknowledged = writers.end(&place);
-        end.store(true, Ordering::Relaxed);
+        drop(ends);
         let followed = followed.join().unwrap();
         assert_followed(&place, &url, &followed);
         println!("{} events of the feed, {acknowledged} facts in all", followed.len());

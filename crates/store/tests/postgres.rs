@@ -3,21 +3,22 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use lastbeat_domain::decide::{Command, RunSpec};
 use lastbeat_domain::{RunId, Span};
 use lastbeat_store::postgres::{PostgresStore, migrate, role_setup, set_up_role};
 use lastbeat_store::{Answer, CommandError, DamageKind, Store, StoreError, ask};
-use lastbeat_testkit::postgres::{Cluster, fresh_database};
+use lastbeat_testkit::postgres::{Cluster, ClusterOptions, fresh_database};
 use lastbeat_testkit::{Backend, Place, claimant, name, report, run_id};
 use proptest::prelude::*;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 
 const NOW: &str = "2026-05-04T06:00:00Z";
 
@@ -172,42 +173,78 @@ async fn each_kind_of_damage_is_found_and_named_and_what_can_be_mended_is() {
     }
 }
 
-/// Stands between a store and its server, and cuts the connection when told to: once a COMMIT has gone through.
+/// What a proxy does to the next connection that commits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// It cuts it once the server has answered, so that it is committed and the client never hears of it.
+    Answer,
+    /// It keeps the COMMIT to itself, and cuts the connection when it is told to go on.
+    Commit,
+}
+
+/// Stands between a store and its server, and cuts the connection when told to.
 struct Proxy {
     port: u16,
-    /// Cut the next connection that commits, after the server got it and before the client hears of it.
-    armed: Arc<AtomicBool>,
-    cuts: Arc<AtomicUsize>,
+    state: Arc<ProxyState>,
+}
+
+#[derive(Default)]
+struct ProxyState {
+    armed: Mutex<Option<Cut>>,
+    cuts: AtomicUsize,
+    keeps_one: Notify,
+    go_on: Notify,
 }
 
 impl Proxy {
     async fn start(server: u16) -> Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
-        let (armed, cuts) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-        let (switch, count) = (Arc::clone(&armed), Arc::clone(&cuts));
+        let state = Arc::new(ProxyState::default());
+        let shared = Arc::clone(&state);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
-                tokio::spawn(pass_on(client, server, Arc::clone(&switch), Arc::clone(&count)));
+                // One that is away is no reason to stop.
+                if let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await {
+                    tokio::spawn(pass_on(client, server, Arc::clone(&shared)));
+                }
             }
         });
-        Proxy { port, armed, cuts }
+        Proxy { port, state }
+    }
+
+    fn arm(&self, cut: Cut) {
+        *self.state.armed.lock().unwrap() = Some(cut);
+    }
+
+    /// Returns the URL of a database by way of the proxy.
+    fn url(&self, url: &str) -> String {
+        url.replacen(&format!(":{}/", port_of(url)), &format!(":{}/", self.port), 1)
     }
 }
 
-async fn pass_on(mut client: TcpStream, mut server: TcpStream, armed: Arc<AtomicBool>, cuts: Arc<AtomicUsize>) {
+fn port_of(url: &str) -> u16 {
+    let authority = url.split("//").nth(1).unwrap().split('/').next().unwrap();
+    authority.rsplit(':').next().unwrap().parse().unwrap()
+}
+
+async fn pass_on(mut client: TcpStream, mut server: TcpStream, state: Arc<ProxyState>) {
     let (mut up, mut down) = (vec![0; 65_536], vec![0; 65_536]);
     loop {
         tokio::select! {
             read = client.read(&mut up) => {
                 let Ok(read @ 1..) = read else { return };
-                server.write_all(&up[..read]).await.unwrap();
                 let commits = up[..read].windows(6).any(|bytes| bytes == b"COMMIT");
-                if commits && armed.swap(false, Ordering::SeqCst) {
-                    // The server has answered, so it is committed; the client never hears of it.
+                let cut = if commits { state.armed.lock().unwrap().take() } else { None };
+                if cut == Some(Cut::Commit) {
+                    state.keeps_one.notify_one();
+                    state.go_on.notified().await;
+                    return;
+                }
+                server.write_all(&up[..read]).await.unwrap();
+                if cut == Some(Cut::Answer) {
                     let _ = server.read(&mut down).await;
-                    cuts.fetch_add(1, Ordering::SeqCst);
+                    state.cuts.fetch_add(1, Ordering::SeqCst);
                     return;
                 }
             }
@@ -225,18 +262,49 @@ async fn pass_on(mut client: TcpStream, mut server: TcpStream, armed: Arc<Atomic
 async fn a_commit_whose_answer_is_lost_is_looked_up_and_done_once() {
     let database = fresh_database().await;
     migrate(&database.url).await.unwrap();
-    let authority = database.url.split("//").nth(1).unwrap().split('/').next().unwrap();
-    let port: u16 = authority.rsplit(':').next().unwrap().parse().unwrap();
-    let proxy = Proxy::start(port).await;
-    let url = database.url.replacen(&format!(":{port}/"), &format!(":{}/", proxy.port), 1);
-    let store = PostgresStore::open(&url, None).await.unwrap();
+    let proxy = Proxy::start(port_of(&database.url)).await;
+    let store = PostgresStore::open(&proxy.url(&database.url), None).await.unwrap();
     let mut versions = Vec::new();
     let commands = [create(run_id(1)), beat(run_id(1)), beat(run_id(1)), beat(run_id(1))];
     for (number, command) in commands.into_iter().enumerate() {
-        proxy.armed.store(true, Ordering::SeqCst);
+        proxy.arm(Cut::Answer);
         let answer = one(&store, command).await.unwrap();
-        assert_eq!(proxy.cuts.load(Ordering::SeqCst), number + 1);
+        assert_eq!(proxy.state.cuts.load(Ordering::SeqCst), number + 1);
         versions.push(answer.appended.last().unwrap().version);
+    }
+    assert_eq!(versions, [2, 3, 4, 5]);
+    assert_eq!(store.run(run_id(1)).await.unwrap().unwrap().version, 5);
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_was_lost_is_done_again_though_its_number_was_given_to_another() {
+    // Nothing but a commit writes to the disk.
+    let settings = vec![("wal_writer_delay".to_owned(), "10s".to_owned())];
+    let cluster = Cluster::start_with(&ClusterOptions { settings, ..ClusterOptions::default() });
+    let url = cluster.create_database();
+    let database = url.rsplit('/').next().unwrap();
+    migrate(&url).await.unwrap();
+    let proxy = Proxy::start(port_of(&url)).await;
+    let store = Arc::new(PostgresStore::open(&proxy.url(&url), None).await.unwrap());
+    let mut versions = Vec::new();
+    for command in [create(run_id(1)), beat(run_id(1)), beat(run_id(1)), beat(run_id(1))] {
+        proxy.arm(Cut::Commit);
+        let told = Arc::clone(&store);
+        let told = tokio::spawn(async move { one(told.as_ref(), command).await });
+        proxy.state.keeps_one.notified().await;
+        let number = "SELECT backend_xid FROM pg_stat_activity WHERE backend_xid IS NOT NULL";
+        let lost: u64 = cluster.sql(database, number)[0].parse().unwrap();
+        cluster.kill();
+        cluster.start_again();
+        let next = || cluster.sql(database, "SELECT pg_current_xact_id()")[0].parse::<u64>().unwrap();
+        let mut given = next();
+        assert!(given <= lost, "{lost} reached the disk, so nothing is tried");
+        while given < lost {
+            given = next();
+        }
+        proxy.state.go_on.notify_one();
+        versions.push(told.await.unwrap().unwrap().appended.last().unwrap().version);
     }
     assert_eq!(versions, [2, 3, 4, 5]);
     assert_eq!(store.run(run_id(1)).await.unwrap().unwrap().version, 5);

@@ -6,6 +6,7 @@ use sqlx::Executor;
 use sqlx::postgres::PgConnection;
 
 use super::clock::PgClock;
+use super::outcome::Mark;
 use super::read::refresh_service_log;
 use super::write;
 use super::writer::{End, begin, lock_log};
@@ -13,12 +14,13 @@ use crate::error::{ImportError, StoreError};
 use crate::import::CheckedImport;
 use crate::service::ServiceLog;
 
-/// Writes checked histories up to the commit, which the caller makes. Returns the number of the transaction.
+/// Writes checked histories up to the commit, which the caller makes. Returns the number of the transaction, and how to
+/// tell that it was committed.
 pub(super) async fn import(
     connection: &mut PgConnection,
     clock: &PgClock,
     import: &CheckedImport,
-) -> Result<String, ImportError> {
+) -> Result<(String, Mark), ImportError> {
     let (_, transaction) = begin(connection, clock.simulated()).await?;
     // It takes as long as it takes.
     let patient = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
@@ -34,7 +36,7 @@ pub(super) async fn import(
         .execute(connection)
         .await
         .map_err(StoreError::from)?;
-    Ok(transaction)
+    Ok((transaction, Mark::of(&writes)))
 }
 
 async fn check_empty(connection: &mut PgConnection, import: &CheckedImport) -> Result<(), ImportError> {

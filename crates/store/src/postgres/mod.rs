@@ -10,6 +10,7 @@ mod ground;
 mod import;
 mod migrate;
 mod open;
+mod outcome;
 mod read;
 mod rebuild;
 mod rows;

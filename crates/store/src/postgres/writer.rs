@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::beats::{self, Taken};
 use super::clock::PgClock;
+use super::outcome::{self, Mark};
 use super::read::refresh_service_log;
 use super::{ground, open, write};
 use crate::batch::{Batch, Clocks, Ground, Head};
@@ -79,9 +80,10 @@ impl Shared {
     }
 }
 
-/// A transaction that is about to be committed: its number, and what will be answered if it is.
+/// A transaction that is about to be committed: its number, how to tell that it was, and what will be answered then.
 struct Pending {
     transaction: String,
+    mark: Mark,
     outcomes: Vec<Outcome>,
     /// The statements that commit it.
     commit: String,
@@ -191,8 +193,8 @@ impl Writer {
                 }
                 Err(error) => error,
             };
-            if let Some(Pending { transaction, outcomes, .. }) = pending
-                && self.was_committed(&transaction).await?
+            if let Some(Pending { transaction, mark, outcomes, .. }) = pending
+                && self.was_committed(&transaction, &mark).await?
             {
                 tracing::info!(%error, "the connection was lost during a commit that went through");
                 return Ok(outcomes);
@@ -246,11 +248,11 @@ impl Writer {
     }
 
     /// Looks up what became of a transaction whose commit was not answered, on a new connection, as soon as there is one.
-    async fn was_committed(&mut self, transaction: &str) -> Result<bool, StoreError> {
+    async fn was_committed(&mut self, transaction: &str, mark: &Mark) -> Result<bool, StoreError> {
         let started = Instant::now();
         let mut delays = steps().build();
         while started.elapsed() < LOOK_UP_MAX {
-            match self.status_of(transaction).await {
+            match self.look_up(transaction, mark).await {
                 Ok(Some(committed)) => return Ok(committed),
                 // The server has not noticed yet that its client is gone, or is not back.
                 Ok(None) => {}
@@ -265,35 +267,23 @@ impl Writer {
         Err(StoreError::Unavailable(why.to_owned()))
     }
 
-    /// Returns whether a transaction was committed; `None` while that is open.
-    async fn status_of(&mut self, transaction: &str) -> Result<Option<bool>, StoreError> {
+    /// Returns whether a transaction was committed; `None` while it is not over.
+    async fn look_up(&mut self, transaction: &str, mark: &Mark) -> Result<Option<bool>, StoreError> {
         let mut connection = self.connected().await?;
-        let status: Result<Option<String>, sqlx::Error> =
-            sqlx::query_scalar("SELECT pg_xact_status($1::xid8)").bind(transaction).fetch_one(&mut connection).await;
-        match status {
-            Ok(status) => {
-                self.connection = Some(connection);
-                Ok(match status.as_deref() {
-                    Some("committed") => Some(true),
-                    Some("in progress") => None,
-                    _ => Some(false),
-                })
-            }
-            // A number that the server, back from a crash, has not given out: nothing of it reached the disk.
-            Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("22023") => Ok(Some(false)),
-            Err(error) => Err(error.into()),
-        }
+        let outcome = outcome::look_up(&mut connection, transaction, mark).await?;
+        self.connection = Some(connection);
+        Ok(outcome)
     }
 
     async fn import(&mut self, import: &CheckedImport) -> Result<ImportReport, ImportError> {
         let mut connection = self.connected().await?;
         match super::import::import(&mut connection, &self.shared.clock, import).await {
-            Ok(transaction) => match connection.execute("COMMIT").await {
+            Ok((transaction, mark)) => match connection.execute("COMMIT").await {
                 Ok(_) => {
                     self.connection = Some(connection);
                     Ok(import.report)
                 }
-                Err(_) if self.was_committed(&transaction).await? => Ok(import.report),
+                Err(_) if self.was_committed(&transaction, &mark).await? => Ok(import.report),
                 Err(error) => Err(StoreError::from(error).into()),
             },
             Err(error) => {
@@ -343,9 +333,9 @@ async fn transact(
             shared.keep(&refresh_service_log(connection, &shared.service()).await?);
             *service_read = Some(Instant::now());
         }
-        let commit = taken.commit(at);
+        let (commit, mark) = (taken.commit(at), Mark::of_beats(at, &taken.numbered()));
         let outcomes = in_order(commands.len(), taken.answers(&shared.service(), at), &mask, Vec::new());
-        return Ok(Pending { transaction, outcomes, commit });
+        return Ok(Pending { transaction, mark, outcomes, commit });
     }
     let rest: Vec<Command> =
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
@@ -355,9 +345,10 @@ async fn transact(
     let service = refresh_service_log(connection, &shared.service()).await?;
     shared.keep(&service);
     *service_read = Some(Instant::now());
-    let decided = decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
+    let (decided, mark) = decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
+    let mark = mark.or(Mark::of_beats(at, &taken.numbered()));
     let outcomes = in_order(commands.len(), taken.answers(&service, at), &mask, decided);
-    Ok(Pending { transaction, outcomes, commit: "COMMIT".to_owned() })
+    Ok(Pending { transaction, mark, outcomes, commit: "COMMIT".to_owned() })
 }
 
 /// Begins a transaction, and reads its number and the log's now, before anything is locked.
@@ -391,13 +382,13 @@ async fn write_taken(
     write::insert_beats(connection, &BeatsRow::pack(head.beat_position, at, &taken.numbered()), head.latest_at).await
 }
 
-/// Decides commands whose runs are locked, and writes what follows.
+/// Decides commands whose runs are locked, and writes what follows. Returns also how to tell that it was committed.
 async fn decide(
     connection: &mut PgConnection,
     shared: &Shared,
     commands: &[Command],
     (mut ground, service, head, clocks): (Ground, Arc<ServiceLog>, Head, Clocks),
-) -> Result<Vec<Outcome>, StoreError> {
+) -> Result<(Vec<Outcome>, Mark), StoreError> {
     let now = clocks.1.max(head.latest_at.next());
     ground::read(connection, &service, commands, now, &mut ground).await?;
     let last_beacon = *shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner);
@@ -410,7 +401,7 @@ async fn decide(
         // worst, which the next beacon that goes through is compared over.
         *shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner) = decided.beacon;
     }
-    Ok(outcomes)
+    Ok((outcomes, Mark::of(&decided.writes)))
 }
 
 /// Puts the answers in the order of the commands.
