@@ -161,8 +161,11 @@ fn cargo_beside_a_server(arguments: &[&str]) -> Result<Command, Failure> {
 /// Plays the soak of the acceptance tests for longer; `extra` says for how many minutes.
 fn soak(extra: &[String]) -> Result<(), Failure> {
     setup()?;
-    let arguments = ["run", "--release", "--quiet", "--package", "lastbeat-acceptance", "--bin", "soak", "--"];
-    run("soak", cargo(&arguments).args(extra))
+    // All of them, as it would build them itself: for one package alone the dependencies would be built otherwise.
+    run("build", &mut cargo(&["build", "--release", "--workspace", "--bins"]))?;
+    let own = env::current_exe().map_err(|error| Failure { message: error.to_string(), code: 1 })?;
+    let profiles = own.parent().and_then(Path::parent).unwrap_or(Path::new("target"));
+    run("soak", Command::new(profiles.join("release/soak")).args(extra).current_dir(workspace_root()))
 }
 
 /// Plays schedules of faults; `extra` says how many, and from which seed on.
