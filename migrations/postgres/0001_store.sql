@@ -159,7 +159,7 @@ CREATE INDEX idempotency_answered_at ON idempotency (answered_at);
 -- The end of the log ------------------------------------------------------------------------------------------------
 
 -- Below which instant and position the log does not begin again, whatever left it: an import brings heartbeats that
--- stand in segments alone. Written then, and not by each commit: a row that every commit updates grows a chain of dead
+-- stand in segments alone, and a beacon that goes takes its instant along. Written then, and not by each commit: a row that every commit updates grows a chain of dead
 -- versions as long as anybody reads a long snapshot.
 CREATE TABLE head (
     id            boolean PRIMARY KEY DEFAULT true CHECK (id),

@@ -45,6 +45,7 @@ on_each_backend! {
     super::NOW;
     a_run_of_a_hundred_beats_keeps_every_one_of_them,
     log_time_stands_still_while_the_clock_runs_backwards,
+    log_time_stands_still_though_the_last_beacon_is_gone,
     a_heartbeat_that_comes_before_the_reap_wins,
     a_lane_is_taken_first_in_first_out_and_nobody_gets_a_run_twice,
     a_device_pin_is_respected_and_nobody_behind_it_starves,
@@ -110,6 +111,21 @@ async fn log_time_stands_still_while_the_clock_runs_backwards(place: Place) {
     place.clock.set(before.minus(Span::from_seconds(3_600)));
     let answer = one(store, beat(run_id(1), "c")).await.unwrap();
     assert_eq!(answer.appended[0].recorded_at, before.next());
+}
+
+async fn log_time_stands_still_though_the_last_beacon_is_gone(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    one(store, create(run_id(1), Some("c"))).await.unwrap();
+    let promise = Promise::Within(Span::from_seconds(10));
+    let beacon = Command::Beacon { process: name("p"), role: BeaconRole::Local, promise };
+    one(store, beacon).await.unwrap();
+    place.clock.advance(Span::from_seconds(5));
+    one(store, Command::RemoveBeacon { process: name("p") }).await.unwrap();
+    let before = store.now().await.unwrap();
+    place.clock.set(before.minus(Span::from_seconds(3_600)));
+    assert!(store.now().await.unwrap() >= before);
+    assert!(one(store, beat(run_id(1), "c")).await.unwrap().appended[0].recorded_at > before);
 }
 
 async fn a_heartbeat_that_comes_before_the_reap_wins(place: Place) {

@@ -31,11 +31,7 @@ pub(super) async fn import(
     let (writes, head) = import.writes(head, &service, clocks.1);
     write::apply(connection, &writes, head.latest_at).await?;
     // Its heartbeats stand in segments, where the end of the log is not looked for.
-    sqlx::query("UPDATE head SET latest_at = greatest(latest_at, $1)")
-        .bind(head.latest_at.as_micros())
-        .execute(connection)
-        .await
-        .map_err(StoreError::from)?;
+    write::raise_head(connection, head.latest_at).await?;
     Ok((transaction, Mark::of(&writes)))
 }
 

@@ -49,7 +49,7 @@ pub(super) async fn apply(
         put_pace(connection, lane, pace).await?;
     }
     if let Some(beacons) = &writes.beacons {
-        put_beacons(connection, beacons).await?;
+        put_beacons(connection, beacons, latest_at).await?;
     }
     for (key, answer) in &writes.answers {
         remember(connection, key, answer).await?;
@@ -242,13 +242,21 @@ async fn put_pace(connection: &mut PgConnection, lane: &Name, pace: &LanePace) -
     Ok(())
 }
 
-/// Writes the beacons as they now stand; there are a handful.
-async fn put_beacons(connection: &mut PgConnection, beacons: &[Beacon]) -> Result<(), StoreError> {
+/// Writes the beacons as they now stand; there are a handful. One that goes may have been the latest instant that the
+/// store held, so that is written down: log time must not fall behind it.
+async fn put_beacons(
+    connection: &mut PgConnection,
+    beacons: &[Beacon],
+    latest_at: Timestamp,
+) -> Result<(), StoreError> {
     let processes: Vec<&str> = beacons.iter().map(|beacon| beacon.process.as_str()).collect();
-    sqlx::query("DELETE FROM beacons WHERE process <> ALL($1)")
+    let gone = sqlx::query("DELETE FROM beacons WHERE process <> ALL($1)")
         .bind(processes.clone())
         .execute(&mut *connection)
         .await?;
+    if gone.rows_affected() > 0 {
+        raise_head(connection, latest_at).await?;
+    }
     sqlx::query(
         "INSERT INTO beacons (process, role, at, promise) \
          SELECT * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::bigint[]) \
@@ -262,6 +270,15 @@ async fn put_beacons(connection: &mut PgConnection, beacons: &[Beacon]) -> Resul
     .bind(beacons.iter().map(|beacon| beacon.promise.map(Timestamp::as_micros)).collect::<Vec<Option<i64>>>())
     .execute(connection)
     .await?;
+    Ok(())
+}
+
+/// Writes down the latest instant that the store holds, where no row of the log shows it.
+pub(super) async fn raise_head(connection: &mut PgConnection, latest_at: Timestamp) -> Result<(), StoreError> {
+    sqlx::query("UPDATE head SET latest_at = greatest(latest_at, $1)")
+        .bind(latest_at.as_micros())
+        .execute(connection)
+        .await?;
     Ok(())
 }
 

@@ -85,6 +85,8 @@ struct Pending {
     transaction: String,
     mark: Mark,
     outcomes: Vec<Outcome>,
+    /// The clocks, if this process beaconed in it.
+    beacon: Option<ClockSample>,
     /// The statements that commit it.
     commit: String,
 }
@@ -94,7 +96,7 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     connection: Option<PgConnection>,
     waiting: Queue,
-    /// Since when the database has been away; while it is, nobody is made to wait again.
+    /// Whether the database is known to be away; while it is, nobody is made to wait again.
     away: bool,
     service_read: Option<Instant>,
 }
@@ -189,15 +191,15 @@ impl Writer {
             let error = match self.attempt(commands, &mut pending).await {
                 Ok(()) => {
                     self.away = false;
-                    return Ok(pending.map(|pending| pending.outcomes).unwrap_or_default());
+                    return Ok(pending.map(|pending| self.committed(pending)).unwrap_or_default());
                 }
                 Err(error) => error,
             };
-            if let Some(Pending { transaction, mark, outcomes, .. }) = pending
-                && self.was_committed(&transaction, &mark).await?
+            if let Some(pending) = pending
+                && self.was_committed(&pending.transaction, &pending.mark).await?
             {
                 tracing::info!(%error, "the connection was lost during a commit that went through");
-                return Ok(outcomes);
+                return Ok(self.committed(pending));
             }
             if !error.is_transient() {
                 return Err(error);
@@ -210,6 +212,15 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Returns the answers of a transaction that is committed. Only now a beacon of it counts: the clocks are compared
+    /// with one that the log knows, or a step would be forgotten that was never recorded.
+    fn committed(&self, pending: Pending) -> Vec<Outcome> {
+        if pending.beacon.is_some() {
+            *self.shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner) = pending.beacon;
+        }
+        pending.outcomes
     }
 
     /// Makes one transaction of a batch. When it fails with `pending` set, it is not known whether it was committed.
@@ -335,7 +346,7 @@ async fn transact(
         }
         let (commit, mark) = (taken.commit(at), Mark::of_beats(at, &taken.numbered()));
         let outcomes = in_order(commands.len(), taken.answers(&shared.service(), at), &mask, Vec::new());
-        return Ok(Pending { transaction, mark, outcomes, commit });
+        return Ok(Pending { transaction, mark, outcomes, beacon: None, commit });
     }
     let rest: Vec<Command> =
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
@@ -345,10 +356,11 @@ async fn transact(
     let service = refresh_service_log(connection, &shared.service()).await?;
     shared.keep(&service);
     *service_read = Some(Instant::now());
-    let (decided, mark) = decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
+    let (decided, mark, beacon) =
+        decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
     let mark = mark.or(Mark::of_beats(at, &taken.numbered()));
     let outcomes = in_order(commands.len(), taken.answers(&service, at), &mask, decided);
-    Ok(Pending { transaction, mark, outcomes, commit: "COMMIT".to_owned() })
+    Ok(Pending { transaction, mark, outcomes, beacon, commit: "COMMIT".to_owned() })
 }
 
 /// Begins a transaction, and reads its number and the log's now, before anything is locked.
@@ -382,13 +394,14 @@ async fn write_taken(
     write::insert_beats(connection, &BeatsRow::pack(head.beat_position, at, &taken.numbered()), head.latest_at).await
 }
 
-/// Decides commands whose runs are locked, and writes what follows. Returns also how to tell that it was committed.
+/// Decides commands whose runs are locked, and writes what follows. Returns also how to tell that it was committed, and
+/// the clocks, if this process beaconed.
 async fn decide(
     connection: &mut PgConnection,
     shared: &Shared,
     commands: &[Command],
     (mut ground, service, head, clocks): (Ground, Arc<ServiceLog>, Head, Clocks),
-) -> Result<(Vec<Outcome>, Mark), StoreError> {
+) -> Result<(Vec<Outcome>, Mark, Option<ClockSample>), StoreError> {
     let now = clocks.1.max(head.latest_at.next());
     ground::read(connection, &service, commands, now, &mut ground).await?;
     let last_beacon = *shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner);
@@ -396,12 +409,7 @@ async fn decide(
     let outcomes = batch.decide_all(commands)?;
     let decided = batch.finish();
     write::apply(connection, &decided.writes, decided.head.latest_at).await?;
-    if decided.beacon.is_some() {
-        // Should the commit fail, the clocks are compared with a beacon that is not there: that forgets a step at the
-        // worst, which the next beacon that goes through is compared over.
-        *shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner) = decided.beacon;
-    }
-    Ok((outcomes, Mark::of(&decided.writes)))
+    Ok((outcomes, Mark::of(&decided.writes), decided.beacon))
 }
 
 /// Puts the answers in the order of the commands.
