@@ -1,16 +1,77 @@
-//! The commands that wait for a writer, and how they are grouped into transactions.
+//! What waits for a writer, and how commands are grouped into transactions.
 
 use std::collections::{HashSet, VecDeque};
 
 use lastbeat_domain::decide::{Command, IdempotencyKey};
 use lastbeat_domain::{Name, RunId};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::Outcome;
-use crate::error::{CommandError, StoreError};
+use crate::error::{CommandError, ImportError, StoreError};
+use crate::import::{CheckedImport, ImportReport};
+
+/// Something for a writer to do.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Carry out a command.
+    Execute(Waiting),
+    /// Something else, once all that came before it is done.
+    Other(Errand),
+}
+
+/// What a writer does that is no command.
+#[derive(Debug)]
+pub(crate) enum Errand {
+    /// Import checked histories.
+    Import { import: Box<CheckedImport>, reply: oneshot::Sender<Result<ImportReport, ImportError>> },
+    /// Close the connection.
+    Close { reply: oneshot::Sender<()> },
+}
+
+/// Says that nobody is left who could send a job.
+#[derive(Debug)]
+pub(crate) struct NobodyLeft;
+
+/// Sends each command to its writer and returns the outcomes in the order of the commands.
+pub(crate) async fn execute<'w>(
+    commands: Vec<Command>,
+    writer: impl Fn(&Command) -> &'w mpsc::Sender<Job>,
+) -> Vec<Outcome> {
+    let closed = || Err(CommandError::Failed(StoreError::Closed));
+    let mut answers = Vec::with_capacity(commands.len());
+    for command in commands {
+        let (reply, answer) = oneshot::channel();
+        let sent = writer(&command).send(Job::Execute(Waiting { command, reply })).await;
+        answers.push(sent.map(|()| answer));
+    }
+    let mut outcomes = Vec::with_capacity(answers.len());
+    for answer in answers {
+        outcomes.push(match answer {
+            Ok(answer) => answer.await.unwrap_or_else(|_| closed()),
+            Err(_) => closed(),
+        });
+    }
+    outcomes
+}
+
+/// Has a writer import checked histories.
+pub(crate) async fn import(writer: &mpsc::Sender<Job>, import: CheckedImport) -> Result<ImportReport, ImportError> {
+    let (reply, answer) = oneshot::channel();
+    let import = Box::new(import);
+    writer.send(Job::Other(Errand::Import { import, reply })).await.map_err(|_| StoreError::Closed)?;
+    answer.await.unwrap_or(Err(ImportError::Store(StoreError::Closed)))
+}
+
+/// Has a writer finish what is under way, and waits for it.
+pub(crate) async fn close(writer: &mpsc::Sender<Job>) {
+    let (reply, done) = oneshot::channel();
+    if writer.send(Job::Other(Errand::Close { reply })).await.is_ok() {
+        let _ = done.await;
+    }
+}
 
 /// How many commands one transaction carries at the most.
-pub(crate) const BATCH_COMMANDS_MAX: usize = 1_000;
+const BATCH_COMMANDS_MAX: usize = 1_000;
 /// How many bytes of payload one transaction carries at the most, one command apart.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How many commands may wait before callers do.
@@ -54,12 +115,24 @@ impl Queue {
         self.0.is_empty()
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    pub(crate) fn push(&mut self, command: Command, reply: oneshot::Sender<Outcome>) {
-        self.0.push_back(Waiting { command, reply });
+    /// Takes in the jobs that have arrived, and waits for one if there is nothing to do. Returns what is to be done once
+    /// all the commands before it are carried out.
+    pub(crate) async fn fill(&mut self, jobs: &mut mpsc::Receiver<Job>) -> Result<Option<Errand>, NobodyLeft> {
+        if self.is_empty() {
+            match jobs.recv().await {
+                Some(Job::Execute(waiting)) => self.0.push_back(waiting),
+                Some(Job::Other(errand)) => return Ok(Some(errand)),
+                None => return Err(NobodyLeft),
+            }
+        }
+        while self.0.len() < BATCH_COMMANDS_MAX {
+            match jobs.try_recv() {
+                Ok(Job::Execute(waiting)) => self.0.push_back(waiting),
+                Ok(Job::Other(errand)) => return Ok(Some(errand)),
+                Err(_) => break,
+            }
+        }
+        Ok(None)
     }
 
     /// Takes the commands of the next transaction: at most one for a run, a unique key and an idempotency key, so what

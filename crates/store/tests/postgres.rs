@@ -14,7 +14,7 @@ use lastbeat_domain::{RunId, ServiceRecorded, Span};
 use lastbeat_store::postgres::{PostgresStore, migrate, role_setup, set_up_role};
 use lastbeat_store::{Answer, Clock, CommandError, DamageKind, Store, StoreError, ask};
 use lastbeat_testkit::postgres::{Cluster, ClusterOptions, fresh_database};
-use lastbeat_testkit::{Backend, Place, SimulatedClock, claimant, name, report, run_id};
+use lastbeat_testkit::{Backend, Place, SimulatedClock, claimant, exported, name, report, run_id};
 use proptest::prelude::*;
 use sqlx::postgres::PgConnection;
 use sqlx::{AssertSqlSafe, Connection};
@@ -424,16 +424,6 @@ fn told(outcome: &Result<Answer, CommandError>) -> String {
         Err(CommandError::Refused(refusal)) => format!("{:?}", refusal.code),
         Err(CommandError::Failed(error)) => panic!("{error}"),
     }
-}
-
-async fn exported(store: &dyn Store) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut sink = |line: &str| {
-        lines.push(line.to_owned());
-        Ok(())
-    };
-    store.export(&mut sink).await.unwrap();
-    lines
 }
 
 /// The embedded store decides every heartbeat; this one takes most of them by the guarded UPDATE. They must say the same.

@@ -7,20 +7,10 @@ use std::collections::BTreeMap;
 use lastbeat_domain::decide::{Command, RunSpec};
 use lastbeat_domain::{Liveness, Span};
 use lastbeat_store::{Store, ask};
-use lastbeat_testkit::{Place, claimant, name, report, run_id};
+use lastbeat_testkit::{Place, claimant, exported, name, report, run_id};
 use serde_json::Value;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
-
-async fn exported(store: &dyn Store) -> Vec<String> {
-    let mut lines = Vec::new();
-    let mut sink = |line: &str| {
-        lines.push(line.to_owned());
-        Ok(())
-    };
-    store.export(&mut sink).await.unwrap();
-    lines
-}
 
 /// `fixtures/schema1.db` was written by version 0.1 of the program with the first migration only, and `schema1.jsonl`
 /// is what that program exported of it.

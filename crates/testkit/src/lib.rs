@@ -144,6 +144,17 @@ macro_rules! on_each_backend {
     };
 }
 
+/// Returns the lines of a store's export.
+pub async fn exported(store: &dyn Store) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut sink = |line: &str| {
+        lines.push(line.to_owned());
+        Ok(())
+    };
+    store.export(&mut sink).await.unwrap();
+    lines
+}
+
 /// Makes a name.
 pub fn name(text: &str) -> Name {
     Name::new(text).unwrap()

@@ -31,12 +31,12 @@ use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Executor, Postgres};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::clock::Clock;
-use crate::error::{CommandError, ImportError, StoreError};
+use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
-use crate::queue::QUEUE_MAX;
+use crate::queue::{self, Job, QUEUE_MAX};
 use crate::record;
 use crate::service::ServiceLog;
 use crate::truth::Source;
@@ -46,7 +46,7 @@ use crate::{Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, 
 use self::clock::PgClock;
 use self::open::Purpose;
 use self::source::Snapshot;
-use self::writer::{Job, Shared, Writer};
+use self::writer::{Shared, Writer};
 
 pub use migrate::{Schema, migrate, role_setup, set_up_role};
 pub(crate) use open::SCHEMA_VERSION;
@@ -154,21 +154,7 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
-        let mut replies = Vec::with_capacity(batch.len());
-        for command in batch {
-            let (reply, answer) = oneshot::channel();
-            let sent = self.writer(&command).send(Job::Execute { command, reply }).await;
-            replies.push(sent.map(|()| answer));
-        }
-        let mut outcomes = Vec::with_capacity(replies.len());
-        for reply in replies {
-            let outcome = match reply {
-                Ok(answer) => answer.await.unwrap_or(Err(CommandError::Failed(StoreError::Closed))),
-                Err(_) => Err(CommandError::Failed(StoreError::Closed)),
-            };
-            outcomes.push(outcome);
-        }
-        outcomes
+        queue::execute(batch, |command| self.writer(command)).await
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
@@ -245,10 +231,7 @@ impl Store for PostgresStore {
     }
 
     async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
-        let (reply, answer) = oneshot::channel();
-        let import = Box::new(import);
-        self.writers[0].send(Job::Import { import, reply }).await.map_err(|_| StoreError::Closed)?;
-        answer.await.unwrap_or(Err(ImportError::Store(StoreError::Closed)))
+        queue::import(&self.writers[0], import).await
     }
 
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {
@@ -309,10 +292,7 @@ impl Store for PostgresStore {
     async fn close(&self) {
         self.readers.close().await;
         for writer in &self.writers {
-            let (reply, done) = oneshot::channel();
-            if writer.send(Job::Close { reply }).await.is_ok() {
-                let _ = done.await;
-            }
+            queue::close(writer).await;
         }
     }
 }

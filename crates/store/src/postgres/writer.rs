@@ -16,7 +16,7 @@ use lastbeat_domain::decide::Command;
 use lastbeat_domain::listening::ClockSample;
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::beats::{self, Taken};
 use super::clock::PgClock;
@@ -27,7 +27,7 @@ use crate::batch::{Batch, Clocks, Ground, Head};
 use crate::error::{CommandError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::log::BeatsRow;
-use crate::queue::{BATCH_COMMANDS_MAX, Queue, Waiting, answer_all};
+use crate::queue::{Errand, Job, Queue, Waiting, answer_all};
 use crate::service::ServiceLog;
 use crate::{ImportError, Outcome};
 
@@ -42,16 +42,6 @@ const LOOK_UP_MAX: Duration = Duration::from_secs(60);
 const TRANSACTION_MAX: Duration = Duration::from_secs(60);
 /// How old what is known of the service may be when a heartbeat is answered.
 const SERVICE_AGE_MAX: Duration = Duration::from_millis(500);
-
-/// Something for a writer to do.
-pub(super) enum Job {
-    /// Carry out a command.
-    Execute { command: Command, reply: oneshot::Sender<Outcome> },
-    /// Import checked histories.
-    Import { import: Box<CheckedImport>, reply: oneshot::Sender<Result<ImportReport, ImportError>> },
-    /// Close the connection.
-    Close { reply: oneshot::Sender<()> },
-}
 
 /// What the writers of a process share.
 pub(super) struct Shared {
@@ -107,42 +97,27 @@ impl Writer {
     }
 
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        loop {
-            let mut other = None;
-            if self.waiting.is_empty() {
-                match jobs.recv().await {
-                    Some(Job::Execute { command, reply }) => self.waiting.push(command, reply),
-                    Some(job) => other = Some(job),
-                    None => break,
-                }
-            }
-            while other.is_none() && self.waiting.len() < BATCH_COMMANDS_MAX {
-                match jobs.try_recv() {
-                    Ok(Job::Execute { command, reply }) => self.waiting.push(command, reply),
-                    Ok(job) => other = Some(job),
-                    Err(_) => break,
-                }
-            }
-            // What came before the import or the close is carried out before it.
+        while let Ok(errand) = self.waiting.fill(&mut jobs).await {
+            // What came before the errand is carried out before it.
             while !self.waiting.is_empty() {
                 let batch = self.waiting.next_batch();
                 self.carry_out(batch).await;
-                if other.is_none() {
+                if errand.is_none() {
                     break;
                 }
             }
-            match other {
-                Some(Job::Import { import, reply }) => {
+            match errand {
+                Some(Errand::Import { import, reply }) => {
                     let result = self.import(&import).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Close { reply }) => {
+                Some(Errand::Close { reply }) => {
                     jobs.close();
                     self.hang_up().await;
                     let _ = reply.send(());
                     return;
                 }
-                Some(Job::Execute { .. }) | None => {}
+                None => {}
             }
         }
         self.hang_up().await;

@@ -22,18 +22,18 @@ use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use crate::clock::Clock;
-use crate::error::{CommandError, ImportError, StoreError};
+use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::queue::{self, Job};
 use crate::record;
 use crate::service::ServiceLog;
 use crate::verify::{self, RebuildReport, VerifyReport};
 use crate::{Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
 
 use self::source::Snapshot;
-use self::writer::Job;
 
 /// How many connections read at a time.
 const READERS_MAX: u32 = 4;
@@ -86,21 +86,7 @@ impl SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
-        let mut replies = Vec::with_capacity(batch.len());
-        for command in batch {
-            let (reply, answer) = oneshot::channel();
-            let sent = self.writer.send(Job::Execute { command, reply }).await;
-            replies.push(sent.map(|()| answer));
-        }
-        let mut outcomes = Vec::with_capacity(replies.len());
-        for reply in replies {
-            let outcome = match reply {
-                Ok(answer) => answer.await.unwrap_or(Err(CommandError::Failed(StoreError::Closed))),
-                Err(_) => Err(CommandError::Failed(StoreError::Closed)),
-            };
-            outcomes.push(outcome);
-        }
-        outcomes
+        queue::execute(batch, |_| &self.writer).await
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
@@ -178,10 +164,7 @@ impl Store for SqliteStore {
     }
 
     async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
-        let (reply, answer) = oneshot::channel();
-        let import = Box::new(import);
-        self.writer.send(Job::Import { import, reply }).await.map_err(|_| StoreError::Closed)?;
-        answer.await.unwrap_or(Err(ImportError::Store(StoreError::Closed)))
+        queue::import(&self.writer, import).await
     }
 
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {
@@ -234,9 +217,6 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.readers.close().await;
-        let (reply, done) = oneshot::channel();
-        if self.writer.send(Job::Close { reply }).await.is_ok() {
-            let _ = done.await;
-        }
+        queue::close(&self.writer).await;
     }
 }

@@ -11,27 +11,16 @@ use lastbeat_domain::decide::Command;
 use lastbeat_domain::listening::ClockSample;
 use sqlx::Connection;
 use sqlx::sqlite::SqliteConnection;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 
 use super::read::{self, refresh_service_log};
 use super::{ground, write};
+use crate::Outcome;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::error::StoreError;
-use crate::import::{CheckedImport, ImportReport};
-use crate::queue::{BATCH_COMMANDS_MAX, QUEUE_MAX, Queue, Waiting, answer_all};
+use crate::queue::{Errand, Job, QUEUE_MAX, Queue, Waiting, answer_all};
 use crate::service::ServiceLog;
-use crate::{ImportError, Outcome};
-
-/// Something for the writer to do.
-pub(super) enum Job {
-    /// Carry out a command.
-    Execute { command: Command, reply: oneshot::Sender<Outcome> },
-    /// Import checked histories.
-    Import { import: Box<CheckedImport>, reply: oneshot::Sender<Result<ImportReport, ImportError>> },
-    /// Close the connection.
-    Close { reply: oneshot::Sender<()> },
-}
 
 /// Starts the writer on a connection.
 pub(super) fn start(connection: SqliteConnection, clock: Arc<dyn Clock>) -> mpsc::Sender<Job> {
@@ -52,47 +41,37 @@ struct Writer {
 
 impl Writer {
     async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        loop {
-            let mut other = None;
-            if self.waiting.is_empty() {
-                match jobs.recv().await {
-                    Some(Job::Execute { command, reply }) => self.waiting.push(command, reply),
-                    Some(job) => other = Some(job),
-                    None => break,
-                }
-            }
-            while other.is_none() && self.waiting.len() < BATCH_COMMANDS_MAX {
-                match jobs.try_recv() {
-                    Ok(Job::Execute { command, reply }) => self.waiting.push(command, reply),
-                    Ok(job) => other = Some(job),
-                    Err(_) => break,
-                }
-            }
-            // What came before the import or the close is carried out before it.
+        while let Ok(errand) = self.waiting.fill(&mut jobs).await {
+            // What came before the errand is carried out before it.
             while !self.waiting.is_empty() {
                 let batch = self.waiting.next_batch();
                 self.carry_out(batch).await;
-                if other.is_none() {
+                if errand.is_none() {
                     break;
                 }
             }
-            match other {
-                Some(Job::Import { import, reply }) => {
+            match errand {
+                Some(Errand::Import { import, reply }) => {
                     let result = super::import::import(&mut self.connection, self.clock.as_ref(), &import).await;
                     let _ = reply.send(result);
                 }
-                Some(Job::Close { reply }) => {
+                Some(Errand::Close { reply }) => {
                     jobs.close();
-                    if let Err(error) = self.connection.close().await {
-                        tracing::warn!(%error, "the database could not be closed properly");
-                    }
+                    self.hang_up().await;
                     let _ = reply.send(());
                     return;
                 }
-                Some(Job::Execute { .. }) | None => {}
+                None => {}
             }
         }
-        let _ = self.connection.close().await;
+        self.hang_up().await;
+    }
+
+    /// Closes the connection.
+    async fn hang_up(self) {
+        if let Err(error) = self.connection.close().await {
+            tracing::warn!(%error, "the database could not be closed properly");
+        }
     }
 
     /// Carries out a batch. A failure that may lie in one command is sought by halves, so that it fails no other.
