@@ -74,15 +74,8 @@ ALTER TABLE segments ENABLE ALWAYS TRIGGER segments_append_only;
 
 -- The projection ----------------------------------------------------------------------------------------------------
 
--- Each run as its stream says. `rest` is JSON with all that no statement asks for.
---
--- What a plain heartbeat changes stands at the end, and is little: an update's record in the write-ahead log leaves out
--- what the old and the new row have in common at their beginning and at their end. So a heartbeat is put in front of the
--- tail; and what could be another counter is kept as its distance from one of those two, which a heartbeat leaves alone:
--- `since_version` and `since_at` are how far the last fact is from the last heartbeat, `other_facts` how many facts are
--- no heartbeats of this attempt. A tail that is full has been written out as a segment; the next heartbeat replaces it.
---
--- No index may mention a heartbeat column: such an update touches no index then (HOT), as long as its page has room.
+-- Each run as its stream says; `rest` is JSON with all that no statement asks for. While a run beats, this is how it
+-- stood at its last fact that is no plain heartbeat: those that came since are counted in `beating`.
 CREATE TABLE runs (
     number            bigint  PRIMARY KEY,
     id                uuid    NOT NULL UNIQUE,
@@ -91,20 +84,19 @@ CREATE TABLE runs (
     attempt           integer NOT NULL,
     quarantined       boolean NOT NULL,
     cancel_requested  boolean NOT NULL,
+    version           bigint  NOT NULL,
+    updated_at        bigint  NOT NULL,
+    beats             bigint  NOT NULL,
+    last_beat_version bigint,
+    last_beat_at      bigint,
     status            text    NOT NULL,
     claim             text,
     lane              text    NOT NULL,
     goal              text,
     device            text,
     unique_key        text,
-    rest              text    NOT NULL,
-    since_version     bigint  NOT NULL,
-    since_at          bigint  NOT NULL,
-    other_facts       bigint  NOT NULL,
-    version           bigint  NOT NULL,
-    last_beat_at      bigint,
-    tail              bytea   NOT NULL
-) WITH (fillfactor = 50);
+    rest              text    NOT NULL
+) WITH (fillfactor = 80);
 
 CREATE INDEX runs_queue ON runs (lane, due_at, number) WHERE status = 'pending';
 CREATE INDEX runs_open ON runs (lane, number) WHERE status IN ('pending', 'claimed', 'running');
@@ -113,6 +105,47 @@ CREATE INDEX runs_lane ON runs (lane, number);
 CREATE INDEX runs_goal ON runs (goal, number) WHERE goal IS NOT NULL;
 CREATE UNIQUE INDEX runs_open_key ON runs (unique_key)
     WHERE unique_key IS NOT NULL AND status IN ('pending', 'claimed', 'running');
+
+-- The runs that beat, and of each no more than it takes to accept a plain heartbeat and to answer it: such an update
+-- costs what its row weighs, and each index that must be left alone adds to it. So the columns that have indexes, and
+-- those that no heartbeat needs, stay in `runs`. Nothing may be accepted for a row with attempt 0: its run is
+-- quarantined.
+--
+-- What a heartbeat changes stands at the end, side by side: an update's record in the write-ahead log leaves out what
+-- the old and the new row have in common at their beginning and at their end. So a heartbeat is put in front of the
+-- tail. A tail that is full has been written out as a segment; the next heartbeat replaces it.
+--
+-- No index may mention a heartbeat column: such an update touches no index then (HOT), as long as its page has room.
+CREATE TABLE beating (
+    id                uuid    PRIMARY KEY,
+    number            bigint  NOT NULL,
+    claimed_at        bigint  NOT NULL,
+    attempt           integer NOT NULL,
+    cancel_requested  boolean NOT NULL,
+    claim             text,
+    lane              text    NOT NULL,
+    version           bigint  NOT NULL,
+    updated_at        bigint  NOT NULL,
+    tail              bytea   NOT NULL
+) WITH (fillfactor = 70);
+
+-- Each run as it stands now: whatever came since its row of `runs` was written is a plain heartbeat. `sound`: whether
+-- the two tables say the same of it.
+CREATE VIEW whole_runs AS
+SELECT r.number, r.id, r.claimed_at, r.due_at, r.attempt, r.quarantined, r.cancel_requested, r.status, r.claim, r.lane,
+    r.goal, r.device, r.unique_key, r.rest,
+    coalesce(b.version, r.version) AS version,
+    coalesce(b.updated_at, r.updated_at) AS updated_at,
+    r.beats + coalesce(b.version - r.version, 0) AS beats,
+    CASE WHEN b.version > r.version THEN b.version ELSE r.last_beat_version END AS last_beat_version,
+    CASE WHEN b.version > r.version THEN b.updated_at ELSE r.last_beat_at END AS last_beat_at,
+    coalesce(b.tail, '') AS tail,
+    (b.id IS NOT NULL) = (r.status = 'running' AND r.last_beat_at IS NOT NULL)
+        AND (b.id IS NULL OR b.version >= r.version
+            AND b.attempt = CASE WHEN r.quarantined THEN 0 ELSE r.attempt END
+            AND (b.number, b.claimed_at, b.cancel_requested, b.claim, b.lane)
+                IS NOT DISTINCT FROM (r.number, r.claimed_at, r.cancel_requested, r.claim, r.lane)) AS sound
+FROM runs AS r LEFT JOIN beating AS b ON b.id = r.id;
 
 -- When a sweeper should look at a run next. `delay` is how long a lapsed run that may not be reaped was put off.
 CREATE TABLE due (
@@ -208,6 +241,27 @@ BEGIN
         greatest((SELECT max(b.position) FROM beats b), (SELECT h.beat_position FROM head h)),
         greatest((SELECT max(number) FROM runs), (SELECT max(e.run) FROM events e WHERE e.run IS NOT NULL), 0)
     INTO clock, latest_at, "position", beat_position, run;
+END $$;
+
+-- Locks runs until the end of the transaction, and returns them as they then are: first their rows of `runs`, in the order
+-- of their ids, then those of `beating`. Only who holds the first may make or remove the second. With `skip_locked` runs on
+-- which another transaction is at work are left out: also if all it does is to take a heartbeat.
+CREATE FUNCTION lastbeat_lock_runs(ids uuid[], skip_locked boolean) RETURNS SETOF whole_runs LANGUAGE plpgsql VOLATILE
+    SET enable_seqscan = off AS $$
+DECLARE
+    held uuid[];
+    heard uuid[];
+BEGIN
+    IF skip_locked THEN
+        held := ARRAY(SELECT r.id FROM runs r WHERE r.id = ANY(ids) ORDER BY r.id FOR UPDATE SKIP LOCKED);
+        heard := ARRAY(SELECT b.id FROM beating b WHERE b.id = ANY(held) ORDER BY b.id FOR UPDATE SKIP LOCKED);
+        RETURN QUERY SELECT w.* FROM whole_runs w WHERE w.id = ANY(held)
+            AND (w.id = ANY(heard) OR NOT EXISTS (SELECT FROM beating b WHERE b.id = w.id));
+    ELSE
+        PERFORM FROM runs r WHERE r.id = ANY(ids) ORDER BY r.id FOR UPDATE;
+        PERFORM FROM beating b WHERE b.id = ANY(ids) ORDER BY b.id FOR UPDATE;
+        RETURN QUERY SELECT w.* FROM whole_runs w WHERE w.id = ANY(ids);
+    END IF;
 END $$;
 
 -- The digest of a row of `beats`, as the program computes it: the first eight bytes of the SHA-256 over the fields, each

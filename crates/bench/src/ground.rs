@@ -184,10 +184,10 @@ impl Database {
         Ok(sqlx::query_scalar(query).bind(tables).fetch_one(&self.pool).await?)
     }
 
-    /// Returns the updates of the table `runs` that have been counted until now.
+    /// Returns the updates of the projection of runs that have been counted until now.
     pub(crate) async fn updates(&self) -> Result<Updates> {
-        let query = "SELECT coalesce(n_tup_upd, 0), coalesce(n_tup_hot_upd, 0) FROM pg_stat_user_tables \
-                     WHERE relname = 'runs'";
+        let query = "SELECT coalesce(sum(n_tup_upd), 0)::bigint, coalesce(sum(n_tup_hot_upd), 0)::bigint \
+                     FROM pg_stat_user_tables WHERE relname IN ('runs', 'beating')";
         let (all, hot) = sqlx::query_as(query).fetch_one(&self.pool).await?;
         Ok(Updates { all, hot })
     }

@@ -123,7 +123,7 @@ type Named = (DamageKind, Option<RunId>);
 async fn each_kind_of_damage_is_found_and_named_and_what_can_be_mended_is() {
     use DamageKind::{AfterEnd, Beats, Changed, Due, Hole, Projection, Tail, Trigger};
     let (ended, beating) = (Some(run_id(1)), Some(run_id(2)));
-    let cases: [(&str, &[Named]); 11] = [
+    let cases: [(&str, &[Named]); 14] = [
         (
             "UPDATE events SET body = replace(body, '\"n\":1', '\"n\":2') WHERE run = 1 AND version = 1",
             &[(Changed, ended)],
@@ -141,7 +141,14 @@ async fn each_kind_of_damage_is_found_and_named_and_what_can_be_mended_is() {
             &[(Changed, ended), (AfterEnd, ended)],
         ),
         ("UPDATE runs SET status = 'running' WHERE number = 1", &[(Projection, ended), (Due, ended)]),
-        ("UPDATE runs SET tail = '' WHERE number = 2", &[(Tail, beating)]),
+        ("UPDATE beating SET tail = '' WHERE number = 2", &[(Tail, beating)]),
+        ("UPDATE beating SET attempt = 2 WHERE number = 2", &[(Tail, beating)]),
+        ("DELETE FROM beating WHERE number = 2", &[(Projection, beating)]),
+        (
+            "INSERT INTO beating SELECT id, number, claimed_at, 1, false, claim, lane, version, updated_at, '' FROM runs \
+          WHERE number = 1",
+            &[(Tail, ended)],
+        ),
         ("DELETE FROM due WHERE run = 2", &[(Due, beating)]),
         ("DELETE FROM runs WHERE number = 2", &[(Projection, beating)]),
         ("DROP TRIGGER beats_append_only ON beats", &[(Trigger, None)]),

@@ -30,12 +30,12 @@ use crate::{Answer, Heard};
 /// segment.
 const ACCEPT: &str = "\
     WITH taken AS (\
-        UPDATE runs AS r SET version = r.version + 1, last_beat_at = $5, since_version = 0, since_at = 0, \
+        UPDATE beating AS r SET version = r.version + 1, updated_at = $5, \
             tail = int8send($5) || substring(int8send(r.version + 1) FROM 5) \
                 || CASE WHEN octet_length(r.tail) < $4 THEN r.tail ELSE '' END \
         FROM unnest($1::uuid[], $2::integer[], $3::text[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
         WHERE r.id = b.id AND r.attempt = b.attempt AND (b.claim IS NULL OR r.claim = b.claim) \
-            AND r.status = 'running' AND NOT r.quarantined AND r.last_beat_at + r.since_at < $5 \
+            AND r.updated_at < $5 \
         RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, \
             CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END AS full_tail) \
     SELECT coalesce(array_agg(ordinal), '{}'), coalesce(array_agg(number), '{}'), coalesce(array_agg(version), '{}'), \
@@ -110,7 +110,7 @@ impl Taken {
     fn read(row: &PgRow, plain: &[(usize, &Report)]) -> Result<Taken, StoreError> {
         let corrupt = |what: &str| StoreError::Corrupt(format!("a heartbeat came back with {what}"));
         let (ordinals, numbers): (Vec<i64>, Vec<i64>) = (row.try_get(0)?, row.try_get(1)?);
-        let (versions, claimed): (Vec<i64>, Vec<Option<i64>>) = (row.try_get(2)?, row.try_get(3)?);
+        let (versions, claimed): (Vec<i64>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
         let (cancelled, lanes): (Vec<bool>, Vec<String>) = (row.try_get(4)?, row.try_get(5)?);
         let (full, tails): (Vec<i64>, Vec<Vec<u8>>) = (row.try_get(6)?, row.try_get(7)?);
         let mut tails: HashMap<i64, Vec<u8>> = full.into_iter().zip(tails).collect();
@@ -127,7 +127,7 @@ impl Taken {
                 number: numbers[at],
                 attempt: report.attempt,
                 version,
-                claimed_at: Timestamp::from_micros(claimed[at].ok_or_else(|| corrupt("no claim"))?),
+                claimed_at: Timestamp::from_micros(claimed[at]),
                 cancel_requested: cancelled[at],
                 lane,
                 full: full.map_err(|error| corrupt(&error.to_string()))?,

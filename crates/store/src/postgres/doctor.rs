@@ -153,10 +153,11 @@ async fn role(connection: &mut PgConnection) -> Result<Check, StoreError> {
 async fn tables(connection: &mut PgConnection) -> Result<Vec<Check>, StoreError> {
     let row = sqlx::query(
         "SELECT pg_total_relation_size('events') + pg_total_relation_size('beats') + pg_total_relation_size('segments') \
-         AS log, pg_total_relation_size('runs') + pg_total_relation_size('due') AS projection, \
+         AS log, pg_total_relation_size('runs') + pg_total_relation_size('beating') \
+         + pg_total_relation_size('due') AS projection, \
          n_tup_upd AS updates, n_tup_hot_upd AS hot, n_live_tup AS live, n_dead_tup AS dead, \
          coalesce(greatest(last_vacuum, last_autovacuum)::text, 'never') AS vacuumed \
-         FROM pg_stat_user_tables WHERE relid = 'runs'::regclass",
+         FROM pg_stat_user_tables WHERE relid = 'beating'::regclass",
     )
     .fetch_one(connection)
     .await?;
@@ -165,15 +166,16 @@ async fn tables(connection: &mut PgConnection) -> Result<Vec<Check>, StoreError>
     let (live, dead): (i64, i64) = (row.try_get("live")?, row.try_get("dead")?);
     let size = Check::fine("size", format!("log {}, projection {}", megabytes(log), megabytes(projection)));
     let share = hot as f64 / (updates.max(1)) as f64;
-    let found = format!("{:.1} % of {updates} updates of runs", share * 100.0);
+    let found = format!("{:.1} % of {updates} updates of runs that beat", share * 100.0);
     let hot = if updates >= HOT_UPDATES_MIN && share < HOT_SHARE_MIN {
-        let advice = "pages of runs are full: `VACUUM FULL runs` once in a quiet hour, and look for old transactions";
+        let advice =
+            "pages of beating are full: `VACUUM FULL beating` once in a quiet hour, and look for old transactions";
         Check::warning("heap-only updates", found, advice)
     } else {
         Check::fine("heap-only updates", found)
     };
     let found =
-        format!("{dead} dead rows beside {live} in runs, last vacuumed: {}", row.try_get::<String, _>("vacuumed")?);
+        format!("{dead} dead rows beside {live} in beating, last vacuumed: {}", row.try_get::<String, _>("vacuumed")?);
     let vacuum = if dead > live && dead > DEAD_ROWS_MIN {
         let advice = "autovacuum does not keep up: lower autovacuum_vacuum_cost_delay, and look for old transactions";
         Check::warning("vacuum", found, advice)

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::read::{run_row, stream};
-use super::rows::{RUN_COLUMNS, read_name, read_run};
+use super::rows::{RUN_COLUMNS, WAITING_COLUMNS, read_name, read_run};
 use crate::batch::{Ground, LanePace, RunRow, input_of, is_sweepers, needed_key};
 use crate::error::StoreError;
 use crate::idempotency::{FirstAnswer, Known, REMEMBERED};
@@ -27,9 +27,9 @@ pub(super) async fn lock(
 ) -> Result<Ground, StoreError> {
     let mut ground = Ground::default();
     let (swept, named): (Vec<&Command>, Vec<&Command>) = commands.iter().partition(|command| is_sweepers(command));
-    lock_runs(connection, &ids(&named), "", &mut ground).await?;
+    lock_runs(connection, &ids(&named), false, &mut ground).await?;
     let swept = ids(&swept);
-    lock_runs(connection, &swept, "SKIP LOCKED", &mut ground).await?;
+    lock_runs(connection, &swept, true, &mut ground).await?;
     let missing: Vec<Uuid> = swept.into_iter().filter(|id| !ground.runs.contains_key(&RunId::from_uuid(*id))).collect();
     if !missing.is_empty() {
         let busy: Vec<Uuid> = sqlx::query_scalar("SELECT id FROM runs WHERE id = ANY($1)")
@@ -49,14 +49,14 @@ fn ids(commands: &[&Command]) -> Vec<Uuid> {
 async fn lock_runs(
     connection: &mut PgConnection,
     ids: &[Uuid],
-    otherwise: &str,
+    skip_locked: bool,
     ground: &mut Ground,
 ) -> Result<(), StoreError> {
     if ids.is_empty() {
         return Ok(());
     }
-    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE id = ANY($1) ORDER BY id FOR UPDATE {otherwise}");
-    for row in sqlx::query(AssertSqlSafe(select)).bind(ids).fetch_all(connection).await? {
+    let select = format!("SELECT {RUN_COLUMNS} FROM lastbeat_lock_runs($1, $2)");
+    for row in sqlx::query(AssertSqlSafe(select)).bind(ids).bind(skip_locked).fetch_all(connection).await? {
         let row = read_run(&row)?;
         ground.runs.insert(row.run.id, row);
     }
@@ -109,7 +109,7 @@ async fn waiting(
     simulated: Option<i64>,
 ) -> Result<Vec<RunRow>, StoreError> {
     let select = format!(
-        "SELECT {RUN_COLUMNS} FROM runs WHERE status = 'pending' AND lane = $1 \
+        "SELECT {WAITING_COLUMNS} FROM runs WHERE status = 'pending' AND lane = $1 \
          AND due_at <= (SELECT greatest(lastbeat_clock($5), lastbeat_latest_at())) \
          AND (device IS NULL OR device = $2) AND NOT quarantined AND id <> ALL($3) \
          ORDER BY due_at, number LIMIT $4 FOR UPDATE SKIP LOCKED"
@@ -166,7 +166,7 @@ async fn read_runs<'q, T>(
 where
     T: sqlx::Encode<'q, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + 'q,
 {
-    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE {which}");
+    let select = format!("SELECT {RUN_COLUMNS} FROM whole_runs WHERE {which}");
     let rows = sqlx::query(AssertSqlSafe(select)).bind(bound).fetch_all(connection).await?;
     let rows = rows.iter().map(read_run).collect::<Result<Vec<RunRow>, StoreError>>()?;
     for row in &rows {
@@ -263,7 +263,7 @@ async fn read_inputs(connection: &mut PgConnection, ground: &mut Ground) -> Resu
 /// They need not be locked: nobody else decides anything meanwhile, and a heartbeat only makes them lapse later.
 async fn next_page(connection: &mut PgConnection, lane: &Name, limit: u32) -> Result<Vec<RunRow>, StoreError> {
     let select = format!(
-        "SELECT {RUN_COLUMNS} FROM runs WHERE lane = $1 AND status IN ('pending', 'claimed', 'running') \
+        "SELECT {RUN_COLUMNS} FROM whole_runs WHERE lane = $1 AND status IN ('pending', 'claimed', 'running') \
          AND number > (SELECT rearm_after FROM lanes WHERE lane = $1) ORDER BY number LIMIT $2"
     );
     let query = sqlx::query(AssertSqlSafe(select)).bind(lane.as_str()).bind(i64::from(limit));

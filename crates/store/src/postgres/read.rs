@@ -78,14 +78,14 @@ pub(super) async fn head(connection: &mut PgConnection) -> Result<Head, StoreErr
 }
 
 pub(super) async fn run_row(connection: &mut PgConnection, id: RunId) -> Result<Option<RunRow>, StoreError> {
-    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE id = $1");
+    let select = format!("SELECT {RUN_COLUMNS} FROM whole_runs WHERE id = $1");
     let query = sqlx::query(AssertSqlSafe(select)).bind(id.as_uuid());
     query.fetch_optional(connection).await?.as_ref().map(read_run).transpose()
 }
 
 /// Runs with their numbers after `after`, in the order of their numbers.
 pub(super) async fn run_rows(connection: &mut PgConnection, after: i64, limit: i64) -> Result<Vec<RunRow>, StoreError> {
-    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number > $1 ORDER BY number LIMIT $2");
+    let select = format!("SELECT {RUN_COLUMNS} FROM whole_runs WHERE number > $1 ORDER BY number LIMIT $2");
     let rows = sqlx::query(AssertSqlSafe(select)).bind(after).bind(limit).fetch_all(connection).await?;
     rows.iter().map(read_run).collect()
 }
@@ -98,7 +98,7 @@ pub(super) async fn list(
     limit: usize,
 ) -> Result<Vec<Run>, StoreError> {
     let mut select = sqlx::QueryBuilder::<sqlx::Postgres>::new("SELECT ");
-    select.push(RUN_COLUMNS).push(" FROM runs WHERE true");
+    select.push(RUN_COLUMNS).push(" FROM whole_runs WHERE true");
     if let Some(after) = after {
         select.push(" AND number < (SELECT number FROM runs WHERE id = ").push_bind(after.as_uuid()).push(")");
     }
@@ -194,7 +194,7 @@ pub(super) async fn due(
 ) -> Result<Vec<(Run, Timestamp)>, StoreError> {
     let select = format!(
         "SELECT {RUN_COLUMNS}, check_at FROM (SELECT run, check_at FROM due WHERE check_at <= $1 \
-         ORDER BY check_at LIMIT $2) AS d JOIN runs ON runs.number = d.run ORDER BY check_at"
+         ORDER BY check_at LIMIT $2) AS d JOIN whole_runs ON number = d.run ORDER BY check_at"
     );
     let query = sqlx::query(AssertSqlSafe(select)).bind(now.as_micros()).bind(signed(limit as u64));
     let read = |row: &PgRow| Ok((read_run(row)?.run, Timestamp::from_micros(row.try_get("check_at")?)));
@@ -204,7 +204,7 @@ pub(super) async fn due(
 /// Running runs of a lane: all of them, or of many a random choice.
 pub(super) async fn running(connection: &mut PgConnection, lane: &Name, limit: usize) -> Result<Sample, StoreError> {
     let select = format!(
-        "SELECT {RUN_COLUMNS} FROM runs WHERE number IN \
+        "SELECT {RUN_COLUMNS} FROM whole_runs WHERE number IN \
          (SELECT number FROM runs WHERE lane = $1 AND status = 'running' ORDER BY random() LIMIT $2)"
     );
     let query = sqlx::query(AssertSqlSafe(select)).bind(lane.as_str()).bind(signed(limit as u64));

@@ -18,9 +18,14 @@ use crate::error::StoreError;
 use crate::log::{BeatsRow, EventRow, SegmentRow, signed, unsigned};
 use crate::packing::{Beat, PackingError, TAIL_BEATS_MAX};
 
-/// All columns of `runs`, for SELECT.
+/// All columns of `whole_runs`, for SELECT.
 pub(super) const RUN_COLUMNS: &str = "number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, status, \
-     claim, lane, goal, device, unique_key, rest, since_version, since_at, other_facts, version, last_beat_at, tail";
+     claim, lane, goal, device, unique_key, rest, version, updated_at, beats, last_beat_version, last_beat_at, tail, sound";
+
+/// The same of a run that waits, which `runs` alone tells.
+pub(super) const WAITING_COLUMNS: &str = "number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, \
+     status, claim, lane, goal, device, unique_key, rest, version, updated_at, beats, last_beat_version, \
+     last_beat_at, ''::bytea AS tail, true AS sound";
 
 /// What no statement asks for, kept as JSON in one column.
 #[derive(Debug, Serialize, Deserialize)]
@@ -62,6 +67,11 @@ pub(super) struct RunColumns {
     pub(super) attempt: Vec<i32>,
     pub(super) quarantined: Vec<bool>,
     pub(super) cancel_requested: Vec<bool>,
+    pub(super) version: Vec<i64>,
+    pub(super) updated_at: Vec<i64>,
+    pub(super) beats: Vec<i64>,
+    pub(super) last_beat_version: Vec<Option<i64>>,
+    pub(super) last_beat_at: Vec<Option<i64>>,
     pub(super) status: Vec<&'static str>,
     pub(super) claim: Vec<Option<String>>,
     pub(super) lane: Vec<String>,
@@ -69,31 +79,21 @@ pub(super) struct RunColumns {
     pub(super) device: Vec<Option<String>>,
     pub(super) unique_key: Vec<Option<String>>,
     pub(super) rest: Vec<String>,
-    pub(super) beaten: BeatColumns,
 }
 
-/// What a plain heartbeat may change, column by column.
+/// Rows of `beating`, column by column.
 #[derive(Debug, Default)]
-pub(super) struct BeatColumns {
-    pub(super) since_version: Vec<i64>,
-    pub(super) since_at: Vec<i64>,
-    pub(super) other_facts: Vec<i64>,
+pub(super) struct BeatingColumns {
+    pub(super) id: Vec<Uuid>,
+    pub(super) number: Vec<i64>,
+    pub(super) claimed_at: Vec<i64>,
+    pub(super) attempt: Vec<i32>,
+    pub(super) cancel_requested: Vec<bool>,
+    pub(super) claim: Vec<Option<String>>,
+    pub(super) lane: Vec<String>,
     pub(super) version: Vec<i64>,
-    pub(super) last_beat_at: Vec<Option<i64>>,
+    pub(super) updated_at: Vec<i64>,
     pub(super) tail: Vec<Vec<u8>>,
-}
-
-impl BeatColumns {
-    pub(super) fn push(&mut self, row: &RunRow) {
-        let run = &row.run;
-        let (last_at, last_version) = run.last_beat.map_or((0, 0), |beat| (beat.at.as_micros(), beat.version));
-        self.since_version.push(signed(run.version - last_version));
-        self.since_at.push(run.updated_at.as_micros() - last_at);
-        self.other_facts.push(signed(run.version - run.beats));
-        self.version.push(signed(run.version));
-        self.last_beat_at.push(run.last_beat.map(|beat| beat.at.as_micros()));
-        self.tail.push(pack_tail(row));
-    }
 }
 
 impl RunColumns {
@@ -104,18 +104,49 @@ impl RunColumns {
         self.id.push(run.id.as_uuid());
         self.claimed_at.push(run.claim.as_ref().map(|claim| claim.at.as_micros()));
         self.due_at.push(run.waiting.due_at.as_micros());
-        self.attempt.push(i32::try_from(run.attempt).unwrap_or(i32::MAX));
+        self.attempt.push(attempt_of(run));
         self.quarantined.push(run.quarantined.is_some());
         self.cancel_requested.push(run.cancel_requested.is_some());
+        self.version.push(signed(run.version));
+        self.updated_at.push(run.updated_at.as_micros());
+        self.beats.push(signed(run.beats));
+        self.last_beat_version.push(run.last_beat.map(|beat| signed(beat.version)));
+        self.last_beat_at.push(run.last_beat.map(|beat| beat.at.as_micros()));
         self.status.push(run.status.as_str());
-        self.claim.push(run.claim.as_ref().and_then(|claim| claim.id.as_ref()).map(|id| id.as_str().to_owned()));
+        self.claim.push(claim_of(run));
         self.lane.push(run.lane.as_str().to_owned());
         self.goal.push(text(run.goal.as_ref()));
         self.device.push(text(run.device.as_ref()));
         self.unique_key.push(text(run.unique_key.as_ref()));
         self.rest.push(rest_of(run));
-        self.beaten.push(row);
     }
+}
+
+impl BeatingColumns {
+    /// Adds a run if it beats; says whether it does.
+    pub(super) fn push(&mut self, row: &RunRow) -> bool {
+        let run = &row.run;
+        let (Status::Running, Some(_), Some(claim)) = (run.status, &run.last_beat, &run.claim) else { return false };
+        self.id.push(run.id.as_uuid());
+        self.number.push(row.number);
+        self.claimed_at.push(claim.at.as_micros());
+        self.attempt.push(if run.quarantined.is_some() { 0 } else { attempt_of(run) });
+        self.cancel_requested.push(run.cancel_requested.is_some());
+        self.claim.push(claim_of(run));
+        self.lane.push(run.lane.as_str().to_owned());
+        self.version.push(signed(run.version));
+        self.updated_at.push(run.updated_at.as_micros());
+        self.tail.push(pack_tail(row));
+        true
+    }
+}
+
+fn attempt_of(run: &Run) -> i32 {
+    i32::try_from(run.attempt).unwrap_or(i32::MAX)
+}
+
+fn claim_of(run: &Run) -> Option<String> {
+    run.claim.as_ref().and_then(|claim| claim.id.as_ref()).map(|id| id.as_str().to_owned())
 }
 
 fn rest_of(run: &Run) -> String {
@@ -178,7 +209,7 @@ fn unwritten_tail(tail: &[u8], version: u64) -> Result<Vec<Beat>, PackingError> 
     if tail.len() == TAIL_BEATS_MAX * STEP_BYTES { Ok(Vec::new()) } else { unpack_tail(tail, version) }
 }
 
-/// Reads a row of `runs`.
+/// Reads a row of `whole_runs`.
 pub(super) fn read_run(row: &PgRow) -> Result<RunRow, StoreError> {
     let id = RunId::from_uuid(row.try_get("id")?);
     let missing = |column: &str| StoreError::Corrupt(format!("run {id} of the projection has no {column}"));
@@ -196,14 +227,11 @@ pub(super) fn read_run(row: &PgRow) -> Result<RunRow, StoreError> {
         }),
     };
     let version = unsigned(row.try_get("version")?)?;
-    let apart = |column: &str| -> Result<u64, StoreError> {
-        let apart = unsigned(row.try_get(column)?)?;
-        version.checked_sub(apart).ok_or_else(|| missing(column))
-    };
-    let (last_at, since_at): (Option<i64>, i64) = (row.try_get("last_beat_at")?, row.try_get("since_at")?);
-    let last_beat = match last_at {
-        Some(at) => Some(LastBeat { at: instant(at), version: apart("since_version")? }),
-        None => None,
+    let last_at: Option<i64> = row.try_get("last_beat_at")?;
+    let last_version: Option<i64> = row.try_get("last_beat_version")?;
+    let last_beat = match (last_at, last_version) {
+        (Some(at), Some(version)) => Some(LastBeat { at: instant(at), version: unsigned(version)? }),
+        _ => None,
     };
     let run = Run {
         id,
@@ -224,16 +252,17 @@ pub(super) fn read_run(row: &PgRow) -> Result<RunRow, StoreError> {
         },
         started_at: rest.started_at.map(instant),
         last_beat,
-        beats: apart("other_facts")?,
+        beats: unsigned(row.try_get("beats")?)?,
         progress: rest.progress,
         cancel_requested: rest.cancel_requested,
         reaped: rest.reaped,
         outcome: rest.outcome,
         version,
-        updated_at: instant(last_at.unwrap_or(0).saturating_add(since_at)),
+        updated_at: instant(row.try_get("updated_at")?),
         quarantined: rest.quarantined,
     };
-    let tail = unwritten_tail(row.try_get("tail")?, version);
+    // Where the two tables disagree, no heartbeat of it can be relied on.
+    let tail = if row.try_get("sound")? { unwritten_tail(row.try_get("tail")?, version) } else { Err(PackingError) };
     Ok(RunRow { number: row.try_get("number")?, run, tail })
 }
 

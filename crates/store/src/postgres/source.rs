@@ -86,7 +86,7 @@ impl Source for Snapshot<'_> {
     }
 
     async fn rows_of(&mut self, from: i64, to: i64) -> Result<Vec<RunRow>, StoreError> {
-        let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number >= $1 AND number < $2 ORDER BY number");
+        let select = format!("SELECT {RUN_COLUMNS} FROM whole_runs WHERE number >= $1 AND number < $2 ORDER BY number");
         let query = sqlx::query(AssertSqlSafe(select)).bind(from).bind(to);
         query.fetch_all(&mut *self.0).await?.iter().map(read_run).collect()
     }

@@ -2,11 +2,12 @@
 
 use lastbeat_domain::decide::IdempotencyKey;
 use lastbeat_domain::listening::Beacon;
-use lastbeat_domain::{Name, Timestamp};
+use lastbeat_domain::{Name, Status, Timestamp};
+use sqlx::AssertSqlSafe;
 use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
-use super::rows::{BeatColumns, RunColumns};
+use super::rows::{BeatingColumns, RunColumns};
 use crate::batch::{LanePace, RunRow, Writes};
 use crate::error::StoreError;
 use crate::idempotency::{FirstAnswer, REMEMBERED};
@@ -33,7 +34,7 @@ pub(super) async fn apply(
         insert_beats(connection, beats, latest_at).await?;
     }
     for rows in writes.runs.chunks(ROWS_MAX) {
-        put_runs(connection, rows, "runs").await?;
+        put_runs(connection, rows, TABLES).await?;
     }
     if !writes.beaten.is_empty() {
         put_beats(connection, &writes.beaten).await?;
@@ -117,28 +118,34 @@ pub(super) async fn insert_segments(connection: &mut PgConnection, rows: &[Segme
     Ok(())
 }
 
-/// Writes whole projections into a table of the form of `runs`.
-pub(super) async fn put_runs(
-    connection: &mut PgConnection,
-    rows: &[RunRow],
-    table: &'static str,
-) -> Result<(), StoreError> {
+/// The tables of the projection of runs: the ones that everybody reads, or those that are made beside them.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tables {
+    pub(super) runs: &'static str,
+    pub(super) beating: &'static str,
+}
+
+/// The ones that everybody reads.
+pub(super) const TABLES: Tables = Tables { runs: "runs", beating: "beating" };
+
+/// Writes whole projections.
+pub(super) async fn put_runs(connection: &mut PgConnection, rows: &[RunRow], tables: Tables) -> Result<(), StoreError> {
     let mut columns = RunColumns::default();
     rows.iter().for_each(|row| columns.push(row));
     let insert = format!(
-        "INSERT INTO {table} (number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, status, claim, \
-         lane, goal, device, unique_key, rest, since_version, since_at, other_facts, version, last_beat_at, tail) \
+        "INSERT INTO {} (number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, version, updated_at, \
+         beats, last_beat_version, last_beat_at, status, claim, lane, goal, device, unique_key, rest) \
          SELECT * FROM unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::integer[], $6::boolean[], \
-         $7::boolean[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], \
-         $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::bigint[], $20::bytea[]) \
+         $7::boolean[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[], $12::bigint[], $13::text[], \
+         $14::text[], $15::text[], $16::text[], $17::text[], $18::text[], $19::text[]) \
          ON CONFLICT (number) DO UPDATE SET claimed_at = excluded.claimed_at, due_at = excluded.due_at, \
          attempt = excluded.attempt, quarantined = excluded.quarantined, \
-         cancel_requested = excluded.cancel_requested, status = excluded.status, claim = excluded.claim, \
-         rest = excluded.rest, since_version = excluded.since_version, since_at = excluded.since_at, \
-         other_facts = excluded.other_facts, version = excluded.version, last_beat_at = excluded.last_beat_at, \
-         tail = excluded.tail"
+         cancel_requested = excluded.cancel_requested, version = excluded.version, updated_at = excluded.updated_at, \
+         beats = excluded.beats, last_beat_version = excluded.last_beat_version, \
+         last_beat_at = excluded.last_beat_at, status = excluded.status, claim = excluded.claim, rest = excluded.rest",
+        tables.runs
     );
-    sqlx::query(sqlx::AssertSqlSafe(insert))
+    sqlx::query(AssertSqlSafe(insert))
         .bind(columns.number)
         .bind(columns.id)
         .bind(columns.claimed_at)
@@ -146,6 +153,11 @@ pub(super) async fn put_runs(
         .bind(columns.attempt)
         .bind(columns.quarantined)
         .bind(columns.cancel_requested)
+        .bind(columns.version)
+        .bind(columns.updated_at)
+        .bind(columns.beats)
+        .bind(columns.last_beat_version)
+        .bind(columns.last_beat_at)
         .bind(columns.status)
         .bind(columns.claim)
         .bind(columns.lane)
@@ -153,12 +165,46 @@ pub(super) async fn put_runs(
         .bind(columns.device)
         .bind(columns.unique_key)
         .bind(columns.rest)
-        .bind(columns.beaten.since_version)
-        .bind(columns.beaten.since_at)
-        .bind(columns.beaten.other_facts)
-        .bind(columns.beaten.version)
-        .bind(columns.beaten.last_beat_at)
-        .bind(columns.beaten.tail)
+        .execute(&mut *connection)
+        .await?;
+    put_beating(connection, rows, tables.beating).await
+}
+
+/// Writes the other half of whole projections: of those that beat; and takes out those that beat no more.
+async fn put_beating(connection: &mut PgConnection, rows: &[RunRow], table: &str) -> Result<(), StoreError> {
+    let (mut beating, mut silent) = (BeatingColumns::default(), Vec::new());
+    for row in rows {
+        // A run that was never claimed, or has just been, cannot have been beating.
+        if !beating.push(row) && row.run.attempt > 0 && row.run.status != Status::Claimed {
+            silent.push(row.run.id.as_uuid());
+        }
+    }
+    if !silent.is_empty() {
+        let delete = format!("DELETE FROM {table} WHERE id = ANY($1)");
+        sqlx::query(AssertSqlSafe(delete)).bind(silent).execute(&mut *connection).await?;
+    }
+    if beating.id.is_empty() {
+        return Ok(());
+    }
+    let insert = format!(
+        "INSERT INTO {table} (id, number, claimed_at, attempt, cancel_requested, claim, lane, version, updated_at, \
+         tail) SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::integer[], $5::boolean[], $6::text[], \
+         $7::text[], $8::bigint[], $9::bigint[], $10::bytea[]) \
+         ON CONFLICT (id) DO UPDATE SET claimed_at = excluded.claimed_at, attempt = excluded.attempt, \
+         cancel_requested = excluded.cancel_requested, claim = excluded.claim, version = excluded.version, \
+         updated_at = excluded.updated_at, tail = excluded.tail"
+    );
+    sqlx::query(AssertSqlSafe(insert))
+        .bind(beating.id)
+        .bind(beating.number)
+        .bind(beating.claimed_at)
+        .bind(beating.attempt)
+        .bind(beating.cancel_requested)
+        .bind(beating.claim)
+        .bind(beating.lane)
+        .bind(beating.version)
+        .bind(beating.updated_at)
+        .bind(beating.tail)
         .execute(connection)
         .await?;
     Ok(())
@@ -166,21 +212,19 @@ pub(super) async fn put_runs(
 
 /// Writes what plain heartbeats change.
 async fn put_beats(connection: &mut PgConnection, rows: &[RunRow]) -> Result<(), StoreError> {
-    let mut columns = BeatColumns::default();
-    rows.iter().for_each(|row| columns.push(row));
+    let mut beating = BeatingColumns::default();
+    rows.iter().for_each(|row| {
+        beating.push(row);
+    });
     sqlx::query(
-        "UPDATE runs AS r SET since_version = b.since_version, since_at = b.since_at, other_facts = b.other_facts, \
-         version = b.version, last_beat_at = b.last_beat_at, tail = b.tail \
-         FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[]) \
-         AS b(number, since_version, since_at, other_facts, version, last_beat_at, tail) WHERE r.number = b.number",
+        "UPDATE beating AS r SET version = b.version, updated_at = b.updated_at, tail = b.tail \
+         FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[]) AS b(id, version, updated_at, tail) \
+         WHERE r.id = b.id",
     )
-    .bind(rows.iter().map(|row| row.number).collect::<Vec<i64>>())
-    .bind(columns.since_version)
-    .bind(columns.since_at)
-    .bind(columns.other_facts)
-    .bind(columns.version)
-    .bind(columns.last_beat_at)
-    .bind(columns.tail)
+    .bind(beating.id)
+    .bind(beating.version)
+    .bind(beating.updated_at)
+    .bind(beating.tail)
     .execute(connection)
     .await?;
     Ok(())
