@@ -11,15 +11,18 @@
 
 mod answer;
 mod app;
+mod beacons;
 mod body;
 mod connections;
 mod health;
 mod limits;
 mod problem;
+mod rate;
 mod request_id;
 mod router;
 mod serve;
 mod shutdown;
+mod work;
 
 pub use limits::Limits;
 pub use problem::Problem;
