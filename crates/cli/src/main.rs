@@ -12,6 +12,7 @@ mod obtain;
 mod output;
 mod progress;
 mod run;
+mod token;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -90,6 +91,7 @@ fn writes(command: &Command) -> bool {
     match command {
         Command::Exec(_) | Command::Sweep(args::Sweep { dry_run: false, .. }) => true,
         Command::Import { .. } | Command::Generate(_) | Command::Lane(args::Lane::Set(_)) => true,
+        Command::Token(args::Token::Create(_)) => true,
         Command::Run(run) => matches!(run, args::Run::Create(_) | args::Run::Claim(_)),
         _ => false,
     }
@@ -103,6 +105,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::History(arguments) => look::history(store.as_ref(), &arguments, output).await?,
         Command::Lane(command) => lane::lane(store.as_ref(), command, output).await?,
         Command::Hold(command) => hold::hold(store.as_ref(), command, output).await?,
+        Command::Token(command) => token::token(store.as_ref(), command, output).await?,
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
         Command::Export => house::export(store.as_ref()).await?,
