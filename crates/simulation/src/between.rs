@@ -210,6 +210,10 @@ impl Store for Between {
         self.inner.list(filter, after, limit).await
     }
 
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
+        self.inner.goals(after, limit).await
+    }
+
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
         self.inner.due(now, limit).await
     }

@@ -216,6 +216,10 @@ pub trait Store: Send + Sync {
     /// Returns runs, newest first, at most `limit`, beginning after the run `after`.
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError>;
 
+    /// Returns the goals that runs ever had, in the database's order of text, at most `limit`, beginning after the goal
+    /// `after`.
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError>;
+
     /// Returns the runs that a sweeper is to look at by log time `now`, the longest due first.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError>;
 

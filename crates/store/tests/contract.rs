@@ -70,6 +70,7 @@ on_each_backend! {
     the_service_log_is_the_same_for_everybody,
     a_rebuilt_projection_is_the_same,
     runs_are_listed_newest_first_in_pages,
+    goals_are_listed_once_each_in_pages,
     doctor_finds_nothing_bad,
     a_token_is_found_by_its_digest_until_it_is_revoked,
     tokens_come_through_export_and_import_as_they_were,
@@ -682,6 +683,18 @@ async fn runs_are_listed_newest_first_in_pages(place: Place) {
     assert_eq!(ids(store.list(&claimed, None, 10).await.unwrap()), [6, 4, 2].map(run_id));
     let elsewhere = Filter { lane: Some(name("other")), ..Filter::default() };
     assert_eq!(ids(store.list(&elsewhere, None, 10).await.unwrap()), []);
+}
+
+async fn goals_are_listed_once_each_in_pages(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    for (number, goal) in (1..).zip([Some("b"), None, Some("a"), Some("c"), Some("b")]) {
+        let spec = RunSpec { goal: goal.map(name), ..RunSpec::of_lane(name("watcher")) };
+        one(store, Command::Create { run: run_id(number), spec: Box::new(spec), claim: None }).await.unwrap();
+    }
+    assert_eq!(store.goals(None, 2).await.unwrap(), [name("a"), name("b")]);
+    assert_eq!(store.goals(Some(&name("b")), 2).await.unwrap(), [name("c")]);
+    assert_eq!(store.goals(Some(&name("c")), 2).await.unwrap(), []);
 }
 
 async fn doctor_finds_nothing_bad(place: Place) {

@@ -191,6 +191,10 @@ impl Store for PostgresStore {
         read::list(&mut *self.reader().await?, filter, after, limit).await
     }
 
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
+        read::goals(&mut *self.reader().await?, after, limit).await
+    }
+
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
         let mut reader = self.reader().await?;
         let due = read::due(&mut reader, now, limit).await?;

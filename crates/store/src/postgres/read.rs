@@ -243,6 +243,25 @@ pub(super) async fn lanes(connection: &mut PgConnection, changed_only: bool) -> 
     names.into_iter().map(name).collect()
 }
 
+/// The goals, each found by a step in the index of the one before.
+pub(super) async fn goals(
+    connection: &mut PgConnection,
+    after: Option<&Name>,
+    limit: usize,
+) -> Result<Vec<Name>, StoreError> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "WITH RECURSIVE found (goal) AS (SELECT min(goal) FROM runs WHERE goal > $1 UNION ALL \
+         SELECT (SELECT min(goal) FROM runs WHERE goal > found.goal) FROM found WHERE found.goal IS NOT NULL) \
+         SELECT goal FROM found WHERE goal IS NOT NULL LIMIT $2",
+    )
+    .bind(after.map_or("", Name::as_str))
+    .bind(signed(limit as u64))
+    .fetch_all(connection)
+    .await?;
+    let name = |name: String| Name::new(name).map_err(|error| StoreError::Corrupt(format!("a goal: {error}")));
+    names.into_iter().map(name).collect()
+}
+
 pub(super) async fn count(connection: &mut PgConnection, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
     let rows: Vec<(String, i64)> = sqlx::query_as("SELECT status, count(*) FROM runs WHERE lane = $1 GROUP BY status")
         .bind(lane.as_str())
