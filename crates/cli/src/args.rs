@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lastbeat_domain::policy::{LateCompletion, Mode};
-use lastbeat_domain::{ClaimId, Liveness, Name, RunId, Span, Status, Timestamp};
+use lastbeat_domain::{ClaimId, Liveness, Name, Role, RunId, Span, Status, Timestamp};
 
 /// The flight recorder and the judge of runs: who is alive, and why a run was reaped, or why not yet.
 #[derive(Debug, Parser)]
@@ -58,6 +58,9 @@ pub(crate) enum Command {
     /// Look at lanes in which nothing is reaped because too much went silent at once, and let reaping go on.
     #[command(subcommand)]
     Hold(Hold),
+    /// Make, list and revoke tokens: who may speak to a server, and what each may do.
+    #[command(subcommand)]
+    Token(Token),
     /// Import histories into a store without runs; all of the file, or nothing.
     Import {
         /// A file with one event a line.
@@ -426,6 +429,42 @@ pub(crate) enum Hold {
         #[arg(long)]
         reason: Option<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and print its secret, this once.
+    Create(Box<CreateToken>),
+    /// List the tokens that were ever made; never their secrets.
+    List,
+    /// Let a token admit nobody any more.
+    Revoke {
+        /// Its name or id.
+        token: Name,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateToken {
+    /// What it may do: `executor` takes runs and reports on them, `submitter` makes, cancels and requeues them,
+    /// `auditor` sees all and does nothing, `operator` also reaps, releases holds and sets policies, `admin` does all.
+    #[arg(long)]
+    pub(crate) role: Role,
+    /// What it is called; what it does is recorded under this name.
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// The executor that it speaks for; needed for the role `executor`.
+    #[arg(long)]
+    pub(crate) executor: Option<Name>,
+    /// A lane that it is for, all if none is given; may be given several times.
+    #[arg(long = "lane", value_name = "LANE")]
+    pub(crate) lanes: Vec<Name>,
+    /// The device that its executor presents.
+    #[arg(long)]
+    pub(crate) device: Option<Name>,
+    /// After which time it admits nobody any more, for example 90d; never if not given.
+    #[arg(long, value_name = "SPAN")]
+    pub(crate) expires: Option<Span>,
 }
 
 #[derive(Debug, Args)]

@@ -230,6 +230,10 @@ impl Store for Between {
         self.inner.clock()
     }
 
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        self.inner.cursor(name).await
+    }
+
     async fn lanes_to_rearm(&self) -> Result<Vec<Name>, StoreError> {
         self.inner.lanes_to_rearm().await
     }

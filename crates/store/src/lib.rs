@@ -21,6 +21,7 @@ pub mod postgres;
 mod queue;
 mod record;
 mod replay;
+pub mod secret;
 mod service;
 pub mod sqlite;
 mod truth;
@@ -227,6 +228,9 @@ pub trait Store: Send + Sync {
 
     /// Returns the running runs of a lane: all of them, or of more than `limit` a random choice.
     async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError>;
+
+    /// Returns the position of a cursor; `None` if there is none with that name.
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError>;
 
     /// Returns the clocks from which the store draws log time.
     fn clock(&self) -> Arc<dyn Clock>;

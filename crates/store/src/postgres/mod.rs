@@ -214,6 +214,10 @@ impl Store for PostgresStore {
         read::running(&mut *self.reader().await?, lane, limit).await
     }
 
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        read::cursor(&mut *self.reader().await?, name).await
+    }
+
     fn clock(&self) -> Arc<dyn Clock> {
         self.shared.clock.host()
     }

@@ -225,6 +225,13 @@ pub(super) async fn next_due(connection: &mut PgConnection) -> Result<Option<Tim
     Ok(micros.map(Timestamp::from_micros))
 }
 
+/// How far a cursor has come.
+pub(super) async fn cursor(connection: &mut PgConnection, name: &Name) -> Result<Option<u64>, StoreError> {
+    let query = sqlx::query_scalar("SELECT position FROM cursors WHERE name = $1").bind(name.as_str());
+    let position: Option<i64> = query.fetch_optional(connection).await?;
+    position.map(unsigned).transpose()
+}
+
 pub(super) async fn lanes(connection: &mut PgConnection, changed_only: bool) -> Result<Vec<Name>, StoreError> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT lane FROM lanes WHERE rearm_after IS NOT NULL OR NOT $1 ORDER BY lane COLLATE \"C\"",

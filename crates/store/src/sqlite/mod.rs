@@ -143,6 +143,11 @@ impl Store for SqliteStore {
         read::running(&mut snapshot, lane, limit).await
     }
 
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::cursor(&mut snapshot, name).await
+    }
+
     fn clock(&self) -> Arc<dyn Clock> {
         Arc::clone(&self.clock)
     }
