@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::app::{App, refresh};
+use crate::app::{App, refresh, watch_log};
 use crate::beacons;
 use crate::connections;
 use crate::limits::Limits;
@@ -108,8 +108,11 @@ pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, Se
     let router = router(&app);
     let on_shutdown = shutdown.clone();
     let listening = tokio::spawn(async move { connections::accept(listener, router, &limits, on_shutdown).await });
-    let mut beside =
-        vec![tokio::spawn(refresh(app.clone())), tokio::spawn(beacons::beacon(app.clone(), process.clone(), address))];
+    let mut beside = vec![
+        tokio::spawn(refresh(app.clone())),
+        tokio::spawn(watch_log(app.clone())),
+        tokio::spawn(beacons::beacon(app.clone(), process.clone(), address)),
+    ];
     if let Some(interval) = sweep_interval {
         beside.push(tokio::spawn(sweep(app.clone(), process.clone(), interval)));
     }
