@@ -14,6 +14,7 @@ mod app;
 mod body;
 mod connections;
 mod health;
+pub mod hook;
 mod limits;
 mod problem;
 mod request_id;
