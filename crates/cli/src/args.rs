@@ -51,6 +51,8 @@ pub(crate) enum Command {
     /// Look at lanes and set their policies.
     #[command(subcommand)]
     Lane(Lane),
+    /// Answer over HTTP, and reap the runs that have lapsed, until stopped.
+    Serve(Serve),
     /// Reap the runs that have lapsed, until stopped.
     Sweep(Sweep),
     /// Look at lanes in which nothing is reaped because too much went silent at once, and let reaping go on.
@@ -463,6 +465,16 @@ pub(crate) struct CreateToken {
     /// After which time it admits nobody any more, for example 90d; never if not given.
     #[arg(long, value_name = "SPAN")]
     pub(crate) expires: Option<Span>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// The address to listen on; port 0 takes a free one.
+    #[arg(long, env = "LASTBEAT_LISTEN", default_value = "127.0.0.1:7171", value_name = "ADDRESS")]
+    pub(crate) listen: std::net::SocketAddr,
+    /// How long to sleep between two passes of the sweeper at the most.
+    #[arg(long, default_value = "1s", value_name = "DURATION")]
+    pub(crate) sweep_interval: Span,
 }
 
 #[derive(Debug, Args)]

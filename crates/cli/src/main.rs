@@ -12,6 +12,7 @@ mod obtain;
 mod output;
 mod progress;
 mod run;
+mod serve;
 mod token;
 
 use std::io::Write;
@@ -89,7 +90,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
 /// Says whether a command makes the database where there is none.
 fn writes(command: &Command) -> bool {
     match command {
-        Command::Exec(_) | Command::Sweep(args::Sweep { dry_run: false, .. }) => true,
+        Command::Exec(_) | Command::Serve(_) | Command::Sweep(args::Sweep { dry_run: false, .. }) => true,
         Command::Import { .. } | Command::Generate(_) | Command::Lane(args::Lane::Set(_)) => true,
         Command::Token(args::Token::Create(_)) => true,
         Command::Run(run) => matches!(run, args::Run::Create(_) | args::Run::Claim(_)),
@@ -105,6 +106,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::History(arguments) => look::history(store.as_ref(), &arguments, output).await?,
         Command::Lane(command) => lane::lane(store.as_ref(), command, output).await?,
         Command::Hold(command) => hold::hold(store.as_ref(), command, output).await?,
+        Command::Serve(arguments) => serve::serve(store, &arguments).await?,
         Command::Token(command) => token::token(store.as_ref(), command, output).await?,
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,

@@ -11,16 +11,19 @@
 
 mod answer;
 mod app;
+mod beacons;
 mod body;
 mod connections;
 mod health;
 pub mod hook;
 mod limits;
 mod problem;
+mod rate;
 mod request_id;
 mod router;
 mod serve;
 mod shutdown;
+mod work;
 
 pub use limits::Limits;
 pub use problem::Problem;

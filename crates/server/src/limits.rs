@@ -22,6 +22,8 @@ pub struct Limits {
     pub connections: usize,
     /// How many requests, heartbeats aside, are answered at once.
     pub requests: usize,
+    /// How many requests with heartbeats are answered at once.
+    pub beats: usize,
     /// How many requests a second each token may make, heartbeats aside, over time.
     pub rate: f64,
     /// How many it may make at once after a pause.
@@ -45,6 +47,7 @@ impl Default for Limits {
             answer_time: Duration::from_secs(30),
             connections: 10_000,
             requests: 64,
+            beats: 8_192,
             rate: 200.0,
             burst: 1_000.0,
             streams: 256,

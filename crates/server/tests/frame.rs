@@ -3,12 +3,12 @@
 use std::net::SocketAddr;
 
 use lastbeat_server::{Options, Server, serve};
-use lastbeat_testkit::Place;
+use lastbeat_testkit::{Place, name};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 async fn server(place: &Place) -> Server {
-    let options = Options::listening_on(SocketAddr::from(([127, 0, 0, 1], 0)));
+    let options = Options::new(SocketAddr::from(([127, 0, 0, 1], 0)), name("here/serve-1"));
     serve(place.store("frame").await, options).await.unwrap()
 }
 
