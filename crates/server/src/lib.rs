@@ -17,6 +17,7 @@ mod connections;
 mod health;
 pub mod hook;
 mod limits;
+pub mod metrics;
 mod problem;
 mod rate;
 mod request_id;
