@@ -29,9 +29,11 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<Answer, Probl
 ///
 /// # Errors
 /// If it is refused, or the store fails.
-pub(crate) async fn answered(app: &App, command: Command) -> Result<AnswerDocument, Problem> {
+pub(crate) async fn answered(app: &App, caller: &Caller, command: Command) -> Result<AnswerDocument, Problem> {
     let answer = execute(app, command).await?;
-    AnswerDocument::after(&answer).ok_or_else(Problem::internal)
+    let mut document = AnswerDocument::after(&answer).ok_or_else(Problem::internal)?;
+    caller.veil(&mut document.run);
+    Ok(document)
 }
 
 /// Makes a command one that is carried out at most once, if it is sent with a key.

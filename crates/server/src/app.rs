@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::openapi::openapi_json;
 use crate::rate::Rates;
 use crate::shutdown::Shutdown;
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) claims: Semaphore,
     /// The position of the last event of the log, while somebody follows it.
     pub(crate) log_end: watch::Sender<u64>,
+    /// What is counted.
+    pub(crate) metrics: Arc<Metrics>,
     /// The description of the API.
     pub(crate) openapi: Arc<str>,
     /// A permit for each heartbeat request.
@@ -77,6 +80,7 @@ impl App {
             beats: Semaphore::new(limits.beats),
             claims: Semaphore::new(limits.waiting_claims),
             log_end: watch::Sender::new(0),
+            metrics: Metrics::new(),
             openapi: openapi_json().into(),
             shed: AtomicU64::new(0),
             refreshed: tokio::sync::Mutex::new(Instant::now()),

@@ -10,8 +10,10 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use lastbeat_domain::access::{Access, Action, Grant, Relation, Role};
 use lastbeat_domain::decide::IdempotencyKey;
-use lastbeat_domain::{ClaimId, Name, Run, RunId};
+use lastbeat_domain::{ClaimId, Name, Recorded, Run, RunEvent, RunId};
 use lastbeat_store::secret::digest_of;
+
+use lastbeat_wire::{EventDocument, RunDocument};
 
 use crate::app::App;
 use crate::problem::Problem;
@@ -135,6 +137,23 @@ impl Caller {
         let seen = grant.access(Action::SeeRun, grant.to_run(run)) == Access::Allowed;
         let access = if access == Access::Hidden && seen { Access::Allowed } else { access };
         self.said(access, || unknown_run(run.id))
+    }
+
+    /// Takes the fencing token out of what an executor is shown of another's claim: with it, it could speak for the other.
+    pub(crate) fn veil(&self, shown: &mut RunDocument) {
+        if self.executor().is_some() && shown.executor.as_ref() != self.executor() {
+            shown.claim = None;
+        }
+    }
+
+    /// Does the same to a fact.
+    pub(crate) fn veil_fact(&self, fact: &mut EventDocument) {
+        let Some(own) = self.executor() else { return };
+        if let EventDocument::Run(Recorded { event: RunEvent::Claimed { executor, claim, .. }, .. }) = fact
+            && executor != own
+        {
+            *claim = None;
+        }
     }
 
     /// Says whether it may see a run.

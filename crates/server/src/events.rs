@@ -110,6 +110,7 @@ pub(crate) async fn of_run(
     if !wants_stream(&headers) {
         let mut page = answers::history(app.store(), id, after, limit).await?;
         page.next = page.next.map(cursor::cursor);
+        page.events.iter_mut().for_each(|fact| caller.veil_fact(fact));
         return Ok(Json(page).into_response());
     }
     if run.status.is_terminal() && after >= run.version {
@@ -117,7 +118,7 @@ pub(crate) async fn of_run(
     }
     let permit = permit(&app)?;
     let (events, receiver) = mpsc::channel(BUFFERED);
-    tokio::spawn(follow_run(app, id, after, events, permit));
+    tokio::spawn(follow_run(app, caller, (id, after), events, permit));
     Ok(streamed(receiver))
 }
 
@@ -204,7 +205,13 @@ async fn follow_feed(app: App, mut after: u64, events: mpsc::Sender<Event>, _per
     }
 }
 
-async fn follow_run(app: App, id: RunId, mut after: u64, events: mpsc::Sender<Event>, _permit: OwnedSemaphorePermit) {
+async fn follow_run(
+    app: App,
+    caller: Caller,
+    (id, mut after): (RunId, u64),
+    events: mpsc::Sender<Event>,
+    _permit: OwnedSemaphorePermit,
+) {
     loop {
         // The run first: what ended it is then among the facts.
         let settled = match app.store().run(id).await {
@@ -213,7 +220,8 @@ async fn follow_run(app: App, id: RunId, mut after: u64, events: mpsc::Sender<Ev
         };
         match answers::history(app.store(), id, after, PAGE_FACTS).await {
             Ok(page) => {
-                for fact in page.events {
+                for mut fact in page.events {
+                    caller.veil_fact(&mut fact);
                     after = fact.version().unwrap_or(after + 1);
                     let Some(event) = event(after, fact.type_name(), &fact) else { continue };
                     if !send(&app, &events, event).await {

@@ -45,6 +45,7 @@ pub(crate) async fn one(
     let (report, progress) = request.about(id, caller.executor().cloned());
     let command = Command::Heartbeat { report, progress };
     let outcome = app.store().execute(vec![command]).await.pop().ok_or_else(Problem::internal)?;
+    app.metrics.heard(&outcome);
     match outcome {
         Ok(answer) => Ok(Json(answer.heard.as_ref().map(HeartbeatDocument::from).ok_or_else(Problem::internal)?)),
         Err(error) => {
@@ -91,6 +92,7 @@ pub(crate) async fn many(
     }
     let (outcomes, mut lost) = (app.store().execute(commands).await, 0);
     for ((index, run, claim), outcome) in sent.into_iter().zip(outcomes) {
+        app.metrics.heard(&outcome);
         lost += u64::from(matches!(outcome, Err(CommandError::Failed(_))));
         results[index] = Some(result(&app, &caller, run, claim.as_ref(), outcome).await);
     }

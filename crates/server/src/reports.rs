@@ -40,7 +40,7 @@ pub(crate) async fn start(
 ) -> Result<Json<AnswerDocument>, Problem> {
     check(&app, &caller, id, request.claim.as_ref()).await?;
     let report = request.about(id, caller.executor().cloned());
-    answered(&app, Command::Start(report)).await.map(Json)
+    answered(&app, &caller, Command::Start(report)).await.map(Json)
 }
 
 /// Says that the work is done.
@@ -60,7 +60,7 @@ pub(crate) async fn complete(
 ) -> Result<Json<AnswerDocument>, Problem> {
     check(&app, &caller, id, request.claim.as_ref()).await?;
     let (report, output) = request.about(id, caller.executor().cloned());
-    answered(&app, Command::Complete { report, output }).await.map(Json)
+    answered(&app, &caller, Command::Complete { report, output }).await.map(Json)
 }
 
 /// Says that the work failed.
@@ -80,7 +80,7 @@ pub(crate) async fn fail(
 ) -> Result<Json<AnswerDocument>, Problem> {
     check(&app, &caller, id, request.claim.as_ref()).await?;
     let (report, error) = request.about(id, caller.executor().cloned());
-    answered(&app, Command::Fail { report, error }).await.map(Json)
+    answered(&app, &caller, Command::Fail { report, error }).await.map(Json)
 }
 
 /// Says that the work was stopped, as it was asked to be.
@@ -100,7 +100,7 @@ pub(crate) async fn cancelled(
 ) -> Result<Json<AnswerDocument>, Problem> {
     check(&app, &caller, id, request.claim.as_ref()).await?;
     let report = request.about(id, caller.executor().cloned());
-    answered(&app, Command::AcknowledgeCancel(report)).await.map(Json)
+    answered(&app, &caller, Command::AcknowledgeCancel(report)).await.map(Json)
 }
 
 /// Asks for a run to be cancelled; one that nobody holds is cancelled at once.
@@ -119,7 +119,9 @@ pub(crate) async fn cancel(
     MaybeJson(request): MaybeJson<ReasonRequest>,
 ) -> Result<Json<AnswerDocument>, Problem> {
     permitted_run(&app, &caller, Action::Cancel, id).await?;
-    answered(&app, Command::RequestCancel { run: id, by: caller.name(), reason: request.reason }).await.map(Json)
+    answered(&app, &caller, Command::RequestCancel { run: id, by: caller.name(), reason: request.reason })
+        .await
+        .map(Json)
 }
 
 /// Lets a run that failed or timed out wait for another attempt.
@@ -138,7 +140,7 @@ pub(crate) async fn requeue(
     MaybeJson(request): MaybeJson<ReasonRequest>,
 ) -> Result<Json<AnswerDocument>, Problem> {
     permitted_run(&app, &caller, Action::Requeue, id).await?;
-    answered(&app, Command::Requeue { run: id, by: caller.name(), reason: request.reason }).await.map(Json)
+    answered(&app, &caller, Command::Requeue { run: id, by: caller.name(), reason: request.reason }).await.map(Json)
 }
 
 /// Reaps a run that has lapsed, whatever hold and mode say. An executor may do it to free a unique key, as a sweeper
@@ -163,5 +165,5 @@ pub(crate) async fn reap(
         Err(_) if run.unique_key.is_some() && caller.check_run(Action::FreeKey, &run).is_ok() => None,
         Err(problem) => return Err(problem),
     };
-    answered(&app, Command::Reap { run: id, by: caller.name(), by_hand }).await.map(Json)
+    answered(&app, &caller, Command::Reap { run: id, by: caller.name(), by_hand }).await.map(Json)
 }

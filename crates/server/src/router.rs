@@ -60,6 +60,7 @@ pub(crate) fn router(app: &App) -> Router {
     let beats = through(beats()).layer(from_fn_with_state(app.clone(), gate::beat));
     let waiting = through(waiting()).layer(from_fn_with_state(app.clone(), gate::queue));
     let shared = through(shared())
+        .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::document))
         .route("/docs", get(openapi::page))
         .route("/docs/page.js", get(openapi::script))

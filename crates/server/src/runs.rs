@@ -61,7 +61,8 @@ pub(crate) async fn create(
             return Err(Problem::new(StatusCode::CONFLICT, "unique_key_open", detail));
         }
     }
-    let document = AnswerDocument::after(&answer).ok_or_else(Problem::internal)?;
+    let mut document = AnswerDocument::after(&answer).ok_or_else(Problem::internal)?;
+    caller.veil(&mut document.run);
     let place = format!("/v1/runs/{}", document.run.run);
     let status = if answer.existing { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, [(header::LOCATION, place)], Json(document)).into_response())
@@ -123,7 +124,8 @@ pub(crate) async fn list(
         params.verdict.is_none_or(|verdict| judged.verdict.liveness == verdict) && caller.sees(&judged.run)
     };
     let page = ask::list_where(app.store(), &filter, keep, after, limit, EXAMINED_MAX).await?;
-    let runs = page.runs.iter().map(RunDocument::from).collect();
+    let mut runs: Vec<RunDocument> = page.runs.iter().map(RunDocument::from).collect();
+    runs.iter_mut().for_each(|run| caller.veil(run));
     Ok(Json(RunsPage { runs, next: page.next.map(cursor::cursor) }))
 }
 
@@ -150,7 +152,9 @@ pub(crate) async fn show(
     Named(id): Named<RunId>,
 ) -> Result<Json<RunDocument>, Problem> {
     permitted_run(&app, &caller, Action::SeeRun, id).await?;
-    Ok(Json(answers::run(app.store(), id).await?))
+    let mut run = answers::run(app.store(), id).await?;
+    caller.veil(&mut run);
+    Ok(Json(run))
 }
 
 /// Of which instant a question is.
@@ -212,5 +216,7 @@ pub(crate) async fn replay(
 ) -> Result<Json<ReplayDocument>, Problem> {
     permitted_run(&app, &caller, Action::SeeRun, id).await?;
     let _place = place(&app.searches).await?;
-    Ok(Json(answers::replay(app.store(), id, params.at).await?))
+    let mut replay = answers::replay(app.store(), id, params.at).await?;
+    caller.veil(&mut replay.state);
+    Ok(Json(replay))
 }

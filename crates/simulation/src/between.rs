@@ -9,8 +9,8 @@ use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, Span, Status, Timestamp};
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
-    Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Outcome,
-    Progress, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage, VerifyReport,
+    Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Observer,
+    Outcome, Progress, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage, VerifyReport,
 };
 use lastbeat_sweeper::{SweepReport, Sweeper};
 use lastbeat_testkit::SimulatedClock;
@@ -272,6 +272,10 @@ impl Store for Between {
 
     async fn doctor(&self) -> Result<Vec<Check>, StoreError> {
         self.inner.doctor().await
+    }
+
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        self.inner.observe(observer);
     }
 
     async fn close(&self) {

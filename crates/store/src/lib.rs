@@ -16,6 +16,7 @@ pub mod generate;
 mod idempotency;
 mod import;
 mod log;
+pub mod observe;
 mod packing;
 pub mod postgres;
 mod queue;
@@ -42,6 +43,7 @@ pub use clock::{Clock, SystemClock};
 pub use doctor::{Check, Health};
 pub use error::{CommandError, ImportError, StoreError};
 pub use import::{CheckedImport, ImportReport, check as check_import};
+pub use observe::{Commit, Noted, Observer};
 pub use record::{Stored, UnknownFact, fold, take_in};
 pub use replay::{Replay, Stretch, replay};
 pub use service::{LaneHold, ServiceLog};
@@ -265,6 +267,9 @@ pub trait Store: Send + Sync {
 
     /// Looks at what the store stands on, and says what to do about what is not well.
     async fn doctor(&self) -> Result<Vec<Check>, StoreError>;
+
+    /// Lets an observer be told of each commit of this process; the first one stays.
+    fn observe(&self, observer: Arc<dyn Observer>);
 
     /// Finishes what is under way and closes the store.
     async fn close(&self);

@@ -36,6 +36,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::observe::Observer;
 use crate::queue::{self, Job, QUEUE_MAX};
 use crate::record;
 use crate::service::ServiceLog;
@@ -299,6 +300,10 @@ impl Store for PostgresStore {
         let checks = doctor::doctor(&mut connection, &self.shared.clock, &service).await;
         let _ = connection.close().await;
         checks
+    }
+
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        self.shared.observed.by(observer);
     }
 
     async fn close(&self) {
