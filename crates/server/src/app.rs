@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use crate::limits::Limits;
+use crate::metrics::Metrics;
 use crate::rate::Rates;
 use crate::shutdown::Shutdown;
 use crate::work::Work;
@@ -30,6 +31,8 @@ pub(crate) struct Shared {
     pub(crate) limits: Limits,
     /// Once it begins, streams end, and nobody waits for work any longer.
     pub(crate) shutdown: Shutdown,
+    /// The figures of this process.
+    pub(crate) metrics: Arc<Metrics>,
     /// Who waits for work.
     pub(crate) work: Work,
     /// How much each token has asked for lately.
@@ -58,7 +61,10 @@ impl App {
     /// Makes what the handlers of a store share, once it has said what its service log holds.
     pub(crate) async fn new(store: Arc<dyn Store>, limits: Limits, shutdown: Shutdown) -> Result<App, StoreError> {
         let service = RwLock::new(store.service_log().await?);
+        let metrics = Metrics::new();
+        store.observe(Arc::<Metrics>::clone(&metrics));
         Ok(App(Arc::new(Shared {
+            metrics,
             work: Work::default(),
             rates: Rates::new(limits.rate, limits.burst),
             requests: Semaphore::new(limits.requests),

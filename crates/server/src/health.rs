@@ -1,4 +1,4 @@
-//! `/livez` and `/readyz`: whether the process answers, and whether it can carry anything out.
+//! `/livez` and `/readyz`: whether the process answers, and whether it can carry anything out; `/metrics`: its figures.
 
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
 use crate::app::App;
+use crate::metrics::CONTENT_TYPE;
 
 /// How long the store may take to say what time it is.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -16,6 +17,11 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Says that the process answers, whatever it can do.
 pub(crate) async fn livez() -> Response {
     Json(json!({"status": "live"})).into_response()
+}
+
+/// Says the figures of this process. It asks nobody.
+pub(crate) async fn metrics(State(app): State<App>) -> Response {
+    ([(axum::http::header::CONTENT_TYPE, CONTENT_TYPE)], app.metrics.encode()).into_response()
 }
 
 /// Says whether requests can be carried out, and if not, why.
