@@ -13,6 +13,7 @@ mod answer;
 mod app;
 mod beacons;
 mod body;
+pub mod config;
 mod connections;
 mod health;
 pub mod hook;
