@@ -253,6 +253,14 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
+    /// A limit that was given by itself is none.
+    #[error("limit `{pair}`: {why}")]
+    Pair {
+        /// What was given.
+        pair: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// A limit would let nothing through.
     #[error("limits.{0}: it must be above 0")]
     Limit(&'static str),
@@ -282,6 +290,27 @@ impl Settings {
             // What stands in the line is not repeated: it may be a secret.
             ConfigError::File { path: path.to_owned(), line, why: error.message().to_owned() }
         })
+    }
+
+    /// Reads limits that are given one by one, as `name=value`.
+    ///
+    /// # Errors
+    /// If one is no such pair, or its name is not known, or its value cannot be meant.
+    pub fn limits(pairs: &[String]) -> Result<LimitSettings, ConfigError> {
+        let mut limits = LimitSettings::default();
+        for pair in pairs {
+            let bad = |why: &str| ConfigError::Pair { pair: pair.clone(), why: why.to_owned() };
+            let (name, value) = pair.split_once('=').ok_or_else(|| bad("write it as NAME=VALUE"))?;
+            let table = |value| toml::Table::from_iter([(name.trim().to_owned(), value)]);
+            let value = match value.trim() {
+                value if value.parse::<i64>().is_ok() => toml::Value::Integer(value.parse().unwrap_or_default()),
+                value if value.parse::<f64>().is_ok() => toml::Value::Float(value.parse().unwrap_or_default()),
+                value => toml::Value::String(value.to_owned()),
+            };
+            let read: LimitSettings = table(value).try_into().map_err(|error: toml::de::Error| bad(error.message()))?;
+            limits = read.or(limits);
+        }
+        Ok(limits)
     }
 
     /// Lays these settings over others, which say what these leave open.
@@ -454,6 +483,22 @@ mod tests {
         for text in ["rate = 0.0", "rate = nan", "rate = inf", "streams = 0", "grace = \"0s\""] {
             let settings = parsed(&format!("[limits]\n{text}\n")).unwrap();
             assert!(matches!(settings.resolve(), Err(ConfigError::Limit(_))), "{text}");
+        }
+    }
+
+    #[test]
+    fn limits_are_given_one_by_one_too() {
+        let limits = |pairs: &[&str]| {
+            let pairs: Vec<String> = pairs.iter().map(|pair| (*pair).to_owned()).collect();
+            Settings::limits(&pairs).map_err(|error| error.to_string())
+        };
+        let given = limits(&["rate=50", "head_time=5s", "streams=3", "rate=7.5"]).map(LimitSettings::resolve);
+        let resolved = given.unwrap().unwrap();
+        assert_eq!((resolved.rate, resolved.streams), (7.5, 3));
+        assert_eq!(resolved.head_time, std::time::Duration::from_secs(5));
+        for (pair, why) in [("rate", "NAME=VALUE"), ("rat=5", "unknown field"), ("streams=few", "few")] {
+            let error = limits(&[pair]).map(|_| ()).unwrap_err();
+            assert!(error.contains(pair) && error.contains(why), "{error}");
         }
     }
 
