@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::app::{App, refresh};
+use crate::app::{App, refresh, watch_log};
 use crate::beacons;
 use crate::connections;
 use crate::hook::{Hook, HookError, HookOptions};
@@ -32,7 +32,7 @@ pub struct Options {
     pub process: Name,
     /// The longest that the sweeper sleeps; `None`: this server does not sweep, others do.
     pub sweep_interval: Option<Span>,
-    /// To whom reaps are posted.
+    /// Who is told of each reap.
     pub on_reap: Option<HookOptions>,
     /// What it puts up with.
     pub limits: Limits,
@@ -41,8 +41,8 @@ pub struct Options {
 impl Options {
     /// Makes the options of a server that listens on an address and sweeps, with nothing else said.
     pub fn new(listen: SocketAddr, process: Name) -> Options {
-        let sweep_interval = Some(Span::from_seconds(1));
-        Options { listen, process, sweep_interval, on_reap: None, limits: Limits::default() }
+        let (sweep_interval, limits) = (Some(Span::from_seconds(1)), Limits::default());
+        Options { listen, process, sweep_interval, on_reap: None, limits }
     }
 }
 
@@ -63,7 +63,7 @@ pub enum ServeError {
          with `lastbeat token create --role admin --name NAME`, or listen on 127.0.0.1"
     )]
     NoTokens(SocketAddr),
-    /// Reaps cannot be posted as asked.
+    /// Nobody can be told of reaps like that.
     #[error(transparent)]
     Hook(#[from] HookError),
     /// The store failed.
@@ -104,28 +104,31 @@ impl Server {
 /// If the address cannot be listened on or is not for a server without tokens, or the store fails.
 pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, ServeError> {
     let Options { listen, process, sweep_interval, on_reap, limits } = options;
-    let hook = on_reap.map(|options| Hook::new(Arc::clone(&store), options)).transpose()?;
     let (stop, shutdown) = Shutdown::channel();
     let app = App::new(Arc::clone(&store), limits.clone(), shutdown.clone()).await?;
     let is_open = app.is_open();
     if is_open && !listen.ip().is_loopback() {
         return Err(ServeError::NoTokens(listen));
     }
+    let hook = on_reap.map(|on_reap| Hook::new(Arc::clone(&store), on_reap)).transpose()?;
     let failed = |source| ServeError::Listen { address: listen, source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    store.observe(app.metrics.clone());
     let router = router(&app);
     let on_shutdown = shutdown.clone();
     let listening = tokio::spawn(async move { connections::accept(listener, router, &limits, on_shutdown).await });
-    let mut beside =
-        vec![tokio::spawn(refresh(app.clone())), tokio::spawn(beacons::beacon(app.clone(), process.clone(), address))];
+    let mut beside = vec![
+        tokio::spawn(count(app.clone())),
+        tokio::spawn(refresh(app.clone())),
+        tokio::spawn(watch_log(app.clone())),
+        tokio::spawn(beacons::beacon(app.clone(), process.clone(), address)),
+    ];
+    if let Some(hook) = hook {
+        beside.push(tokio::spawn(async move { hook.run(shutdown.begins()).await }));
+    }
     if let Some(interval) = sweep_interval {
         beside.push(tokio::spawn(sweep(app.clone(), process.clone(), interval)));
-    }
-    beside.push(tokio::spawn(count(app.clone())));
-    if let Some(hook) = hook {
-        let shutdown = app.shutdown.clone();
-        beside.push(tokio::spawn(async move { hook.run(shutdown.begins()).await }));
     }
     Ok(Server { address, is_open, app, process, stop, listening, beside })
 }
@@ -136,9 +139,8 @@ async fn count(app: App) {
 
 async fn sweep(app: App, process: Name, interval: Span) {
     let mut sweeper = Sweeper::silent(process, app.store().clock());
-    let metrics = Arc::clone(&app.metrics);
     let told = |report: &SweepReport| {
-        metrics.swept(report);
+        app.metrics.swept(report);
         for reaped in &report.reaped {
             tracing::info!(run = %reaped.run, lane = %reaped.lane, rule = %reaped.rule, "reaped: {}", reaped.message);
         }

@@ -206,6 +206,10 @@ impl Store for Between {
         self.inner.feed(after, limit).await
     }
 
+    async fn log_end(&self) -> Result<u64, StoreError> {
+        self.inner.log_end().await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
         self.inner.list(filter, after, limit).await
     }

@@ -215,6 +215,9 @@ pub trait Store: Send + Sync {
     /// Returns at most `limit` facts after a position, in the order of their commits.
     async fn feed(&self, after: u64, limit: usize) -> Result<Vec<FeedEntry>, StoreError>;
 
+    /// Returns the position of the last fact of the feed; 0 if there is none.
+    async fn log_end(&self) -> Result<u64, StoreError>;
+
     /// Returns runs, newest first, at most `limit`, beginning after the run `after`.
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError>;
 

@@ -188,6 +188,10 @@ impl Store for PostgresStore {
         read::feed(&mut *self.reader().await?, after, limit).await
     }
 
+    async fn log_end(&self) -> Result<u64, StoreError> {
+        read::log_end(&mut *self.reader().await?).await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
         read::list(&mut *self.reader().await?, filter, after, limit).await
     }

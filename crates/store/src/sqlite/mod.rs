@@ -120,6 +120,10 @@ impl Store for SqliteStore {
         read::feed(&mut snapshot, after, limit).await
     }
 
+    async fn log_end(&self) -> Result<u64, StoreError> {
+        read::log_end(&mut *self.readers.acquire().await?).await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         read::list(&mut snapshot, filter, after, limit).await
