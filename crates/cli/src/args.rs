@@ -6,25 +6,24 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lastbeat_domain::policy::{LateCompletion, Mode};
 use lastbeat_domain::{ClaimId, Liveness, Name, Role, RunId, Span, Status, Timestamp};
 
+use crate::serve::Serve;
+
 /// The flight recorder and the judge of runs: who is alive, and why a run was reaped, or why not yet.
 #[derive(Debug, Parser)]
 #[command(name = "lastbeat", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Where the facts are kept.
-    #[arg(
-        long,
-        global = true,
-        env = "LASTBEAT_DATABASE_URL",
-        default_value = "sqlite://lastbeat.db",
-        value_name = "URL"
-    )]
-    pub(crate) database: String,
+    /// Where the facts are kept; sqlite://lastbeat.db if not given.
+    #[arg(long, global = true, env = "LASTBEAT_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub(crate) database: Option<String>,
     /// The form of the answer.
     #[arg(short = 'o', long = "format", global = true, value_enum, default_value_t = Output::Table)]
     pub(crate) format: Output,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+/// Where the facts are kept if nothing is said.
+pub(crate) const DATABASE: &str = "sqlite://lastbeat.db";
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -51,8 +50,8 @@ pub(crate) enum Command {
     /// Look at lanes and set their policies.
     #[command(subcommand)]
     Lane(Lane),
-    /// Answer over HTTP, and reap the runs that have lapsed, until stopped.
-    Serve(Serve),
+    /// Serve the HTTP API, and sweep, until stopped.
+    Serve(Box<Serve>),
     /// Reap the runs that have lapsed, until stopped.
     Sweep(Sweep),
     /// Look at lanes in which nothing is reaped because too much went silent at once, and let reaping go on.
@@ -465,16 +464,6 @@ pub(crate) struct CreateToken {
     /// After which time it admits nobody any more, for example 90d; never if not given.
     #[arg(long, value_name = "SPAN")]
     pub(crate) expires: Option<Span>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Serve {
-    /// The address to listen on; port 0 takes a free one.
-    #[arg(long, env = "LASTBEAT_LISTEN", default_value = "127.0.0.1:7171", value_name = "ADDRESS")]
-    pub(crate) listen: std::net::SocketAddr,
-    /// How long to sleep between two passes of the sweeper at the most.
-    #[arg(long, default_value = "1s", value_name = "DURATION")]
-    pub(crate) sweep_interval: Span,
 }
 
 #[derive(Debug, Args)]

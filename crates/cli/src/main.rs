@@ -7,6 +7,7 @@ mod failure;
 mod hold;
 mod house;
 mod lane;
+mod log;
 mod look;
 mod obtain;
 mod output;
@@ -20,6 +21,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{CommandFactory, Parser};
+use lastbeat_server::config::LogFormat;
 use lastbeat_store::Store;
 
 use crate::args::{Cli, Command, Output};
@@ -27,9 +29,14 @@ use crate::failure::Failure;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LASTBEAT_LOG").unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     let output = cli.format;
+    // A server is told how to log by its settings.
+    if !matches!(cli.command, Command::Serve(_)) {
+        let filter = std::env::var("LASTBEAT_LOG").unwrap_or_else(|_| "warn".to_owned());
+        if let Err(failure) = log::start(&filter, LogFormat::Text) {
+            return tell(&failure, output);
+        }
+    }
     // The main future is polled on the main thread, which lives as long as the process: `exec` depends on it.
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
@@ -56,7 +63,11 @@ fn tell(failure: &Failure, output: Output) -> ExitCode {
 }
 
 async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
-    let (database, output) = (cli.database, cli.format);
+    if let Command::Serve(arguments) = cli.command {
+        serve::serve(cli.database, *arguments).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (database, output) = (cli.database.unwrap_or_else(|| args::DATABASE.to_owned()), cli.format);
     match cli.command {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lastbeat", &mut std::io::stdout());
@@ -90,7 +101,7 @@ async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
 /// Says whether a command makes the database where there is none.
 fn writes(command: &Command) -> bool {
     match command {
-        Command::Exec(_) | Command::Serve(_) | Command::Sweep(args::Sweep { dry_run: false, .. }) => true,
+        Command::Exec(_) | Command::Sweep(args::Sweep { dry_run: false, .. }) => true,
         Command::Import { .. } | Command::Generate(_) | Command::Lane(args::Lane::Set(_)) => true,
         Command::Token(args::Token::Create(_)) => true,
         Command::Run(run) => matches!(run, args::Run::Create(_) | args::Run::Claim(_)),
@@ -106,7 +117,6 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::History(arguments) => look::history(store.as_ref(), &arguments, output).await?,
         Command::Lane(command) => lane::lane(store.as_ref(), command, output).await?,
         Command::Hold(command) => hold::hold(store.as_ref(), command, output).await?,
-        Command::Serve(arguments) => serve::serve(store, &arguments).await?,
         Command::Token(command) => token::token(store.as_ref(), command, output).await?,
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
@@ -117,7 +127,11 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::Rebuild => house::rebuild(store.as_ref(), output).await?,
         Command::Backup { file } => house::backup(store.as_ref(), &file, output).await?,
         Command::Doctor => house::doctor(store.as_ref(), output).await?,
-        Command::Completions { .. } | Command::Guard { .. } | Command::Demo { .. } | Command::Migrate(_) => {}
+        Command::Completions { .. }
+        | Command::Guard { .. }
+        | Command::Demo { .. }
+        | Command::Migrate(_)
+        | Command::Serve(_) => {}
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -25,6 +25,7 @@ use lastbeat_store::{FeedEntry, FeedFact, Store, StoreError, Stored};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Url};
 use sha2::{Digest, Sha256};
+use tokio::sync::watch;
 
 /// How many facts are read at a time.
 const PAGE: usize = 500;
@@ -141,28 +142,30 @@ impl Hook {
     }
 
     /// Posts reaps until `stop` completes. Nothing else waits for it, and it never gives up: while the store or the
-    /// receiver is away it tries again.
+    /// receiver is away it tries again. A post that is under way then is broken off, and made again by whoever goes on.
     pub async fn run(self, stop: impl Future<Output = ()>) {
-        tokio::pin!(stop);
-        tokio::select! {
-            () = self.follow() => {}
-            () = &mut stop => {}
-        }
+        let (begin, stopped) = watch::channel(false);
+        let stop = async {
+            stop.await;
+            let _ = begin.send(true);
+        };
+        let stopped = Stopped(stopped);
+        tokio::join!(self.follow(&stopped), stop);
     }
 
-    async fn follow(&self) {
+    async fn follow(&self, stopped: &Stopped) {
         let mut delays = self.delays();
         let mut seen = 0;
-        loop {
-            match self.advance(&mut seen).await {
+        while !stopped.is_true() {
+            match self.advance(&mut seen, stopped).await {
                 Ok(true) => delays = self.delays(),
                 Ok(false) => {
                     delays = self.delays();
-                    tokio::time::sleep(self.pause()).await;
+                    stopped.sleep(self.pause()).await;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "reaps cannot be read from the store; they will be posted later");
-                    tokio::time::sleep(delays.next().unwrap_or(self.options.retry_max)).await;
+                    stopped.sleep(delays.next().unwrap_or(self.options.retry_max)).await;
                 }
             }
         }
@@ -170,7 +173,7 @@ impl Hook {
 
     /// Goes through the next page of the log. Returns whether there was one. `seen` is how far this replica has looked,
     /// which is further than the cursor where no reaps are.
-    async fn advance(&self, seen: &mut u64) -> Result<bool, StoreError> {
+    async fn advance(&self, seen: &mut u64, stopped: &Stopped) -> Result<bool, StoreError> {
         let Some(cursor) = self.store.cursor(&self.cursor).await? else {
             self.move_cursor(CursorMove::Begin).await?;
             return Ok(true);
@@ -179,7 +182,9 @@ impl Hook {
         let page = self.store.feed(*seen, PAGE).await?;
         for entry in &page {
             if let Some(reap) = Reap::of(entry) {
-                self.deliver(&reap).await;
+                if !self.deliver(&reap, stopped).await {
+                    return Ok(true);
+                }
                 self.move_cursor(CursorMove::To(entry.position)).await?;
             }
             *seen = entry.position;
@@ -191,20 +196,22 @@ impl Hook {
         Ok(!page.is_empty())
     }
 
-    /// Posts a reap until it is taken, by this replica or another one.
-    async fn deliver(&self, reap: &Reap) {
+    /// Posts a reap until it is taken, by this replica or another one. Returns whether it was: not, if it is to stop.
+    async fn deliver(&self, reap: &Reap, stopped: &Stopped) -> bool {
         let mut delays = self.delays();
-        loop {
+        while !stopped.is_true() {
             match self.store.cursor(&self.cursor).await {
-                Ok(Some(cursor)) if cursor >= reap.position => return,
-                Ok(_) => match self.post(reap).await {
-                    Ok(()) => return,
-                    Err(why) => tracing::warn!(delivery = reap.delivery, why, "a reap could not be posted"),
+                Ok(Some(cursor)) if cursor >= reap.position => return true,
+                Ok(_) => match stopped.or(self.post(reap)).await {
+                    None => return false,
+                    Some(Ok(())) => return true,
+                    Some(Err(why)) => tracing::warn!(delivery = reap.delivery, why, "a reap could not be posted"),
                 },
                 Err(error) => tracing::warn!(%error, delivery = reap.delivery, "a reap is posted later"),
             }
-            tokio::time::sleep(delays.next().unwrap_or(self.options.retry_max)).await;
+            stopped.sleep(delays.next().unwrap_or(self.options.retry_max)).await;
         }
+        false
     }
 
     async fn post(&self, reap: &Reap) -> Result<(), String> {
@@ -249,6 +256,28 @@ impl Hook {
     fn pause(&self) -> Duration {
         let chance = RandomState::new().hash_one(()) % 1_000;
         self.options.poll / 2 + self.options.poll * u32::try_from(chance).unwrap_or(0) / 1_000
+    }
+}
+
+/// Says whether a hook is to stop. It breaks off waiting and posting; what is asked of the store is never broken off.
+struct Stopped(watch::Receiver<bool>);
+
+impl Stopped {
+    fn is_true(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// Returns what comes of a future, unless the hook is to stop first.
+    async fn or<T>(&self, future: impl Future<Output = T>) -> Option<T> {
+        let mut receiver = self.0.clone();
+        tokio::select! {
+            _ = receiver.wait_for(|stopped| *stopped) => None,
+            output = future => Some(output),
+        }
+    }
+
+    async fn sleep(&self, time: Duration) {
+        self.or(tokio::time::sleep(time)).await;
     }
 }
 

@@ -16,6 +16,7 @@ mod beacons;
 mod body;
 mod caller;
 mod claims;
+pub mod config;
 mod connections;
 mod cursor;
 mod events;

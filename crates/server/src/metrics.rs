@@ -190,7 +190,7 @@ impl Metrics {
     fn held<'a>(&self, lanes: impl Iterator<Item = &'a Name>) {
         let held: BTreeSet<String> = lanes.map(|lane| self.lane(lane)).collect();
         let known = self.lanes.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let known = known.iter().map(|lane| lane.as_str()).chain([OTHER_LANES]);
+        let known = known.iter().map(Name::as_str).chain([OTHER_LANES]);
         for lane in known.filter(|lane| !held.contains(*lane)) {
             let label = OfLane { lane: lane.to_owned() };
             if let Some(gauge) = self.held.get(&label) {

@@ -42,7 +42,7 @@ async fn a_server_says_that_it_lives_and_is_ready_and_stops_although_a_client_sa
     let place = Place::at("2026-05-04T00:00:00Z");
     let server = server(&place).await;
     let silent = TcpStream::connect(server.address).await.unwrap();
-    for path in ["/livez", "/readyz"] {
+    for path in ["/livez", "/readyz", "/metrics"] {
         let response =
             exchange(server.address, &format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")).await;
         assert!(response.starts_with("HTTP/1.1 200"), "{response}");
