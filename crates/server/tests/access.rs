@@ -1,4 +1,5 @@
 //! Who may do what, over HTTP: every route, every role, and a run of its own, of another, and one that is not there.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

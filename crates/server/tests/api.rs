@@ -1,4 +1,5 @@
 //! The life of runs over HTTP, on each kind of store.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 
@@ -141,7 +142,7 @@ async fn a_claim_waits_for_work(place: Place) {
     });
     let in_flight = async {
         while api.server.waiting_claims() == 0 {
-            tokio::task::yield_now().await
+            tokio::task::yield_now().await;
         }
     };
     in_flight.await;

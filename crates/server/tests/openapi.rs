@@ -1,4 +1,5 @@
 //! The description of the API is made from the code; the copy that is checked in is the same.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,5 +1,5 @@
 //! A server in this process, and a client that says plainly what came back.
-#![allow(dead_code, reason = "each test binary uses its part of this")]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test binary uses its part of this, and a test may panic")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
