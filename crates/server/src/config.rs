@@ -187,6 +187,8 @@ limit_settings! {
     head_bytes: count,
     /// How long a client may take to send the head of a request.
     head_time: time,
+    /// How long a connection may rest between two requests.
+    idle_time: time,
     /// How long a client may take to send the body of a request.
     body_time: time,
     /// How long an answer may take, waiting for work aside.

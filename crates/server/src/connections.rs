@@ -3,12 +3,16 @@
 //! A connection that has sent no whole request costs a slot and a descriptor, and nobody can tell a slow client from
 //! one that means harm. So there is a time for the head of a request, and when all slots are taken, the connection that
 //! has waited longest without a request makes room for the next: five hundred of them stop nobody who has something to
-//! say.
+//! say. A connection that has had a request and sends nothing is another matter: executors keep theirs from one heartbeat
+//! to the next, so it may rest for longer than a head may take.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,9 +21,11 @@ use axum::http::Request;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tower::ServiceExt;
 
 use crate::limits::Limits;
@@ -34,6 +40,93 @@ struct Slot {
     busy: AtomicUsize,
     /// Tells it to go.
     evicted: Notify,
+    /// Since when the head of a request is awaited that has begun, if one has.
+    head_since: Mutex<Option<Instant>>,
+    /// Tells that one has.
+    head_begun: Notify,
+}
+
+impl Slot {
+    /// The first head is awaited from the start.
+    fn new() -> Slot {
+        let head_since = Mutex::new(Some(Instant::now()));
+        Slot { busy: AtomicUsize::new(0), evicted: Notify::new(), head_since, head_begun: Notify::new() }
+    }
+
+    fn head(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.head_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that bytes came. Between requests they are the beginning of a head.
+    fn received(&self) {
+        if self.busy.load(Ordering::Acquire) > 0 {
+            return;
+        }
+        let mut head = self.head();
+        if head.is_none() {
+            *head = Some(Instant::now());
+            self.head_begun.notify_one();
+        }
+    }
+
+    /// Completes when a head has taken longer than `patience`.
+    async fn head_overdue(&self, patience: Duration) {
+        loop {
+            let since = *self.head();
+            match since {
+                None => self.head_begun.notified().await,
+                Some(since) => {
+                    tokio::time::sleep_until(since + patience).await;
+                    if *self.head() == Some(since) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A stream that notes when bytes come.
+struct Watched {
+    stream: TcpStream,
+    slot: Arc<Slot>,
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, into);
+        if into.filled().len() > before {
+            self.slot.received();
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// The connections that are open, by when they last had a request.
@@ -108,8 +201,8 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, limits: &Limit
     }
 }
 
-fn is_of_one_connection(error: &std::io::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
@@ -117,7 +210,7 @@ fn is_of_one_connection(error: &std::io::Error) -> bool {
 async fn converse(stream: TcpStream, router: Router, limits: Limits, slots: Arc<Slots>, shutdown: Shutdown) {
     // Answers are small and wanted at once.
     let _ = stream.set_nodelay(true);
-    let slot = Arc::new(Slot { busy: AtomicUsize::new(0), evicted: Notify::new() });
+    let slot = Arc::new(Slot::new());
     let age = Arc::new(Mutex::new(slots.enter(&slot)));
     let service = {
         let (slots, slot, age) = (Arc::clone(&slots), Arc::clone(&slot), Arc::clone(&age));
@@ -137,11 +230,13 @@ async fn converse(stream: TcpStream, router: Router, limits: Limits, slots: Arc<
     let mut builder = http1::Builder::new();
     // Heads over our own limit, up to this one, are answered by a problem document; larger ones by hyper.
     let buffer = limits.head_bytes.saturating_mul(2).max(32 << 10);
-    builder.timer(TokioTimer::new()).header_read_timeout(limits.head_time).max_buf_size(buffer);
+    builder.timer(TokioTimer::new()).header_read_timeout(limits.idle_time.max(limits.head_time)).max_buf_size(buffer);
+    let stream = Watched { stream, slot: Arc::clone(&slot) };
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
+        () = slot.head_overdue(limits.head_time) => Ok(()),
         () = async {
             tokio::select! { () = slot.evicted.notified() => {}, () = shutdown.begins() => {} }
         } => {
@@ -167,6 +262,7 @@ struct Busy(Arc<Slot>);
 impl Busy {
     fn begin(slot: &Arc<Slot>) -> Busy {
         slot.busy.fetch_add(1, Ordering::AcqRel);
+        *slot.head() = None;
         Busy(Arc::clone(slot))
     }
 }
@@ -188,10 +284,10 @@ impl hyper::body::Body for Sending {
     type Error = axum::Error;
 
     fn poll_frame(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
-        std::pin::Pin::new(&mut self.body).poll_frame(context)
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<hyper::body::Frame<Self::Data>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

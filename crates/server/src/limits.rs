@@ -11,9 +11,11 @@ pub struct Limits {
     pub batch_bytes: usize,
     /// The most bytes of a request's line and headers.
     pub head_bytes: usize,
-    /// How long a client may take to send the head of a request, from the opening of the connection or the end of the
-    /// request before it.
+    /// How long a client may take to send the head of a request, from its first byte on, or from the opening of the
+    /// connection.
     pub head_time: Duration,
+    /// How long a connection may rest between two requests; longer than executors wait between two heartbeats.
+    pub idle_time: Duration,
     /// How long a client may take to send the body of a request.
     pub body_time: Duration,
     /// How long an answer may take, waiting for work aside.
@@ -42,7 +44,8 @@ impl Default for Limits {
             body_bytes: 1 << 20,
             batch_bytes: 1 << 20,
             head_bytes: 16 << 10,
-            head_time: Duration::from_secs(30),
+            head_time: Duration::from_secs(10),
+            idle_time: Duration::from_secs(180),
             body_time: Duration::from_secs(30),
             answer_time: Duration::from_secs(30),
             connections: 10_000,

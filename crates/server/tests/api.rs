@@ -129,9 +129,16 @@ async fn a_claim_waits_for_work(place: Place) {
     let (claimed, made) = tokio::join!(waiting, create);
     assert_eq!((claimed.status, &claimed.json["run"]), (200, &made.json["run"]));
     assert!(started.elapsed() < Duration::from_secs(10));
-    let named = api.post("/v1/runs", json!({"lane": "watcher"})).await.json["run"].clone();
-    let this = api.post("/v1/claims", json!({"executor": "mac-7", "run": named})).await;
-    assert_eq!((this.status, &this.json["run"]), (200, &named));
+    let named = api.post("/v1/runs", json!({"lane": "watcher", "input": [1]})).await.json["run"].clone();
+    let this = |executor: &str| {
+        let request = api.request("POST", "/v1/claims").header("content-type", "application/json");
+        let body = json!({"executor": executor, "run": named}).to_string();
+        said(request.header("idempotency-key", "this").body(body))
+    };
+    let first = this("mac-7").await;
+    assert_eq!((first.status, &first.json["run"], &first.json["input"]), (200, &named, &json!([1])));
+    assert_eq!(this("mac-7").await.text, first.text);
+    assert_eq!(this("mac-8").await.code(), "idempotency_key_reused");
     let taken = api.post("/v1/claims", json!({"executor": "mac-8", "run": named})).await;
     assert_eq!((taken.status, taken.code()), (409, "not_claimable"));
     // A server that stops lets nobody wait.

@@ -107,6 +107,32 @@ async fn a_head_that_does_not_come_closes_its_connection() {
     let mut response = String::new();
     stream.read_to_string(&mut response).await.unwrap();
     assert!(!response.contains("200"), "{response}");
+    // Slowly is not at all: each byte counts from the first one.
+    let mut stream = TcpStream::connect(api.server.address).await.unwrap();
+    let mut sent = 0;
+    while sent < 1_000 && stream.write_all(b"G").await.is_ok() {
+        sent += 1;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(sent < 1_000);
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_may_rest_between_two_requests_for_longer_than_a_head_may_take() {
+    let limits = Limits { head_time: Duration::from_millis(100), ..Limits::default() };
+    let place = Place::at(NOW);
+    let api = Api::with(&place, limits).await;
+    let mut stream = TcpStream::connect(api.server.address).await.unwrap();
+    for _ in 0..3 {
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let mut response = [0; 15];
+        stream.read_exact(&mut response).await.unwrap();
+        assert_eq!(&response, b"HTTP/1.1 200 OK");
+        let mut rest = vec![0; 4_096];
+        let _ = stream.read(&mut rest).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
     api.server.stop().await;
 }
 

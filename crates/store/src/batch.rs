@@ -297,7 +297,7 @@ impl Batch {
         let service = self.append_service(service);
         let input = match (command, &appended[..]) {
             (Command::Create { claim: Some(_), .. }, [created, ..]) => input_of(&created.event),
-            (Command::Claim { .. }, _) => self.ground.inputs.get(&id).cloned(),
+            (Command::Claim { .. } | Command::ClaimRun { .. }, _) => self.ground.inputs.get(&id).cloned(),
             _ => None,
         };
         let at = self.head.latest_at.max(now);
