@@ -8,6 +8,7 @@ use clap::Args;
 use lastbeat_server::config::{Config, ConfigError, LogFormat, Settings, Sweeping};
 use lastbeat_server::{Options, ServeError};
 use lastbeat_store::Store;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::failure::Failure;
@@ -107,7 +108,17 @@ pub(crate) async fn serve(database: Option<String>, arguments: Serve) -> Result<
     result
 }
 
+/// Lets the process have as many descriptors as the system allows it: each connection is one, and the usual limit is for
+/// programs that open files.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit on open connections stays as it is");
+    }
+}
+
 async fn on_store(store: Arc<dyn Store>, config: Config) -> Result<(), Failure> {
+    raise_descriptor_limit();
     let Config { listen, sweep_interval, on_reap, limits, .. } = config;
     let process = process_name(&format!("serve-{}", std::process::id()))?;
     let options = Options { sweep_interval, on_reap, limits, ..Options::new(listen, process) };

@@ -25,6 +25,15 @@ pub(crate) async fn execute(app: &App, command: Command) -> Result<Answer, Probl
     Ok(answer)
 }
 
+/// Notes the claim in an answer as its caller's, so that the first heartbeat need not ask.
+pub(crate) fn note_claim(app: &App, caller: &Caller, answer: &Answer) {
+    let Some(run) = answer.judged.as_deref().map(|judged| &judged.run).filter(|_| !answer.existing) else { return };
+    let claim = run.claim.as_ref().filter(|held| Some(&held.executor) == caller.executor());
+    if let (Some(token), Some(claim)) = (caller.token(), claim.and_then(|held| held.id.as_ref())) {
+        app.owners.note(token, run.id, claim);
+    }
+}
+
 /// Carries out one command about a run and shows the run after it.
 ///
 /// # Errors

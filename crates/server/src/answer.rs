@@ -82,6 +82,7 @@ fn problem_of(response: &Response, method: &Method, path: &str) -> Option<Proble
 }
 
 /// Turns a panic, which is a fault of this program, into a problem; the message stays in the log.
+#[allow(clippy::needless_pass_by_value, reason = "the layer hands the panic over like this")]
 pub(crate) fn panicked(panic: Box<dyn Any + Send + 'static>) -> axum::http::Response<Body> {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     let message = text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default();

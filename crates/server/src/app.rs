@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::openapi::openapi_json;
+use crate::owners::Owners;
 use crate::rate::Rates;
 use crate::shutdown::Shutdown;
 use crate::work::Work;
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     pub(crate) claims: Semaphore,
     /// The position of the last event of the log, while somebody follows it.
     pub(crate) log_end: watch::Sender<u64>,
+    /// Whose claim is whose.
+    pub(crate) owners: Owners,
     /// What is counted.
     pub(crate) metrics: Arc<Metrics>,
     /// The description of the API.
@@ -80,6 +83,7 @@ impl App {
             beats: Semaphore::new(limits.beats),
             claims: Semaphore::new(limits.waiting_claims),
             log_end: watch::Sender::new(0),
+            owners: Owners::new(),
             metrics: Metrics::new(),
             openapi: openapi_json().into(),
             shed: AtomicU64::new(0),

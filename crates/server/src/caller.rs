@@ -126,17 +126,18 @@ impl Caller {
         self.said(grant.access(action, grant.to_run(run)), || unknown_run(run.id))
     }
 
-    /// Checks that it may report on a run under a claim.
+    /// Checks that it may report on an attempt of a run under a claim. An executor may speak of the attempts that it holds
+    /// or held, whatever became of them, and never of one that another holds or may get.
     ///
     /// # Errors
     /// As [`Self::check_run`].
-    pub(crate) fn check_report(&self, run: &Run, claim: Option<&ClaimId>) -> Result<(), Problem> {
-        let Some(grant) = &self.0.grant else { return Ok(()) };
-        let access = grant.access(Action::Report, grant.to_report(run, claim));
-        // Who may see the run is told the truth about it: that this report is not its own.
-        let seen = grant.access(Action::SeeRun, grant.to_run(run)) == Access::Allowed;
-        let access = if access == Access::Hidden && seen { Access::Allowed } else { access };
-        self.said(access, || unknown_run(run.id))
+    pub(crate) fn check_report(&self, run: &Run, attempt: u32, claim: Option<&ClaimId>) -> Result<(), Problem> {
+        let Some(own) = self.executor() else { return self.check_run(Action::Report, run) };
+        self.check_run(Action::SeeRun, run)?;
+        let is_own = run.executor() == Some(own);
+        let current = run.claim.as_ref().and_then(|held| held.id.as_ref());
+        let is_current = attempt == run.attempt && (claim.is_none() || claim == current);
+        if (is_current && !is_own) || attempt > run.attempt { Err(self.forbidden()) } else { Ok(()) }
     }
 
     /// Takes the fencing token out of what an executor is shown of another's claim: with it, it could speak for the other.

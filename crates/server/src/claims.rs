@@ -14,7 +14,7 @@ use lastbeat_wire::{AnswerDocument, ClaimRequest, Problem as ProblemDocument, sc
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use crate::act::once;
+use crate::act::{note_claim, once};
 use crate::app::App;
 use crate::body;
 use crate::caller::{Caller, permitted_run};
@@ -70,6 +70,7 @@ pub(crate) async fn claim(
     match obtain(&app, command, &lanes, wait).await? {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
         Some(answer) => {
+            note_claim(&app, &caller, &answer);
             let document = AnswerDocument::after(&answer).ok_or_else(Problem::internal)?;
             Ok(Json(document).into_response())
         }

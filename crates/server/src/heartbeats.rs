@@ -1,16 +1,16 @@
 //! Heartbeats: the load. One is one small write, and a thousand from one host are one too.
 //!
-//! An executor's heartbeat quotes its claim, which is random and was told to that executor alone. So nothing is read to
-//! see whose run it is: a wrong claim is refused by the decision itself, and only then is it looked up what the caller
-//! may be told. A heartbeat without a claim, from a token that is not for every run, costs a read.
+//! Nothing is read on the way. Whether a claim is the caller's is looked up once, where the claim was not made through
+//! this process, and [kept](crate::owners). What the decision refuses is looked up too, to see what the caller may be
+//! told. A heartbeat without a claim, from a token that is not for every run, costs a read each time.
 
 use axum::Json;
 use axum::extract::State;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::decide::Command;
-use lastbeat_domain::{ClaimId, RefusalCode, RunId};
+use lastbeat_domain::{ClaimId, Name, RefusalCode, RunId};
 use lastbeat_store::{CommandError, Outcome};
-use lastbeat_wire::{BeatResult, BeatsDocument, BeatsRequest, HeartbeatDocument, HeartbeatRequest};
+use lastbeat_wire::{Beat, BeatResult, BeatsDocument, BeatsRequest, HeartbeatDocument, HeartbeatRequest};
 use lastbeat_wire::{Problem as ProblemDocument, schema};
 
 use crate::app::App;
@@ -38,9 +38,9 @@ pub(crate) async fn one(
     Named(id): Named<RunId>,
     body::Json(request): body::Json<HeartbeatRequest>,
 ) -> Result<Json<HeartbeatDocument>, Problem> {
-    let claim = request.claim.clone();
-    if !goes_straight(&caller, claim.as_ref()) {
-        check(&app, &caller, id, claim.as_ref()).await?;
+    let (attempt, claim) = (request.attempt, request.claim.clone());
+    if !goes_straight(&app, &caller, id, claim.as_ref()) {
+        check(&app, &caller, id, attempt, claim.as_ref()).await?;
     }
     let (report, progress) = request.about(id, caller.executor().cloned());
     let command = Command::Heartbeat { report, progress };
@@ -50,7 +50,7 @@ pub(crate) async fn one(
         Ok(answer) => Ok(Json(answer.heard.as_ref().map(HeartbeatDocument::from).ok_or_else(Problem::internal)?)),
         Err(error) => {
             if matches!(error, CommandError::Refused(_)) {
-                check(&app, &caller, id, claim.as_ref()).await?;
+                check(&app, &caller, id, attempt, claim.as_ref()).await?;
             }
             Err(error.into())
         }
@@ -81,20 +81,20 @@ pub(crate) async fn many(
     let mut results: Vec<Option<BeatResult>> = vec![None; beats.len()];
     let (mut commands, mut sent) = (Vec::with_capacity(beats.len()), Vec::with_capacity(beats.len()));
     for (index, beat) in beats.into_iter().enumerate() {
-        if !goes_straight(&caller, beat.claim.as_ref())
-            && let Err(problem) = check(&app, &caller, beat.run, beat.claim.as_ref()).await
+        if !goes_straight(&app, &caller, beat.run, beat.claim.as_ref())
+            && let Err(problem) = check(&app, &caller, beat.run, beat.attempt, beat.claim.as_ref()).await
         {
             results[index] = Some(BeatResult::failed(beat.run, problem.code, problem.detail));
             continue;
         }
-        sent.push((index, beat.run, beat.claim.clone()));
+        sent.push((index, beat.clone()));
         commands.push(Command::Heartbeat { report: beat.report(caller.executor().cloned()), progress: None });
     }
     let (outcomes, mut lost) = (app.store().execute(commands).await, 0);
-    for ((index, run, claim), outcome) in sent.into_iter().zip(outcomes) {
+    for ((index, beat), outcome) in sent.into_iter().zip(outcomes) {
         app.metrics.heard(&outcome);
         lost += u64::from(matches!(outcome, Err(CommandError::Failed(_))));
-        results[index] = Some(result(&app, &caller, run, claim.as_ref(), outcome).await);
+        results[index] = Some(result(&app, &caller, &beat, outcome).await);
     }
     if lost > 0 {
         app.note_shed(lost);
@@ -103,11 +103,13 @@ pub(crate) async fn many(
 }
 
 /// Says whether a heartbeat may be decided without looking whose run it is.
-fn goes_straight(caller: &Caller, claim: Option<&ClaimId>) -> bool {
-    caller.may_always(Action::Report) || (caller.executor().is_some() && claim.is_some())
+fn goes_straight(app: &App, caller: &Caller, run: RunId, claim: Option<&ClaimId>) -> bool {
+    let is_known = |token: &Name| claim.is_some_and(|claim| app.owners.knows(token, run, claim));
+    caller.may_always(Action::Report) || caller.token().is_some_and(is_known)
 }
 
-async fn result(app: &App, caller: &Caller, run: RunId, claim: Option<&ClaimId>, outcome: Outcome) -> BeatResult {
+async fn result(app: &App, caller: &Caller, beat: &Beat, outcome: Outcome) -> BeatResult {
+    let (run, attempt, claim) = (beat.run, beat.attempt, beat.claim.as_ref());
     let failed = |problem: Problem| BeatResult::failed(run, problem.code, problem.detail);
     match outcome {
         Ok(answer) => match &answer.heard {
@@ -116,7 +118,7 @@ async fn result(app: &App, caller: &Caller, run: RunId, claim: Option<&ClaimId>,
         },
         Err(CommandError::Refused(refusal)) => {
             let is_unknown = refusal.code == RefusalCode::UnknownRun;
-            match if is_unknown { Ok(()) } else { check(app, caller, run, claim).await } {
+            match if is_unknown { Ok(()) } else { check(app, caller, run, attempt, claim).await } {
                 Err(hidden) => failed(hidden),
                 Ok(()) if is_fenced(refusal.code) => BeatResult::fenced(run),
                 Ok(()) => failed(refusal.into()),

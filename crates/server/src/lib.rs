@@ -30,6 +30,7 @@ mod lanes;
 mod limits;
 pub mod metrics;
 mod openapi;
+mod owners;
 mod problem;
 mod rate;
 mod reports;

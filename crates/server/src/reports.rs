@@ -15,12 +15,22 @@ use crate::caller::{Caller, permitted_run, unknown_run};
 use crate::problem::Problem;
 
 /// Checks that the caller may report on a run under a claim. Who may report on every run is not held up by a read.
-pub(crate) async fn check(app: &App, caller: &Caller, id: RunId, claim: Option<&ClaimId>) -> Result<(), Problem> {
+pub(crate) async fn check(
+    app: &App,
+    caller: &Caller,
+    id: RunId,
+    attempt: u32,
+    claim: Option<&ClaimId>,
+) -> Result<(), Problem> {
     if caller.may_always(Action::Report) {
         return Ok(());
     }
     let run = app.store().run(id).await?.ok_or_else(|| unknown_run(id))?;
-    caller.check_report(&run, claim)
+    caller.check_report(&run, attempt, claim)?;
+    if let (Some(token), Some(claim)) = (caller.token(), claim) {
+        app.owners.note(token, id, claim);
+    }
+    Ok(())
 }
 
 /// Says that work on an attempt began.
@@ -38,7 +48,7 @@ pub(crate) async fn start(
     Named(id): Named<RunId>,
     body::Json(request): body::Json<ReportRequest>,
 ) -> Result<Json<AnswerDocument>, Problem> {
-    check(&app, &caller, id, request.claim.as_ref()).await?;
+    check(&app, &caller, id, request.attempt, request.claim.as_ref()).await?;
     let report = request.about(id, caller.executor().cloned());
     answered(&app, &caller, Command::Start(report)).await.map(Json)
 }
@@ -58,7 +68,7 @@ pub(crate) async fn complete(
     Named(id): Named<RunId>,
     body::Json(request): body::Json<CompleteRequest>,
 ) -> Result<Json<AnswerDocument>, Problem> {
-    check(&app, &caller, id, request.claim.as_ref()).await?;
+    check(&app, &caller, id, request.attempt, request.claim.as_ref()).await?;
     let (report, output) = request.about(id, caller.executor().cloned());
     answered(&app, &caller, Command::Complete { report, output }).await.map(Json)
 }
@@ -78,7 +88,7 @@ pub(crate) async fn fail(
     Named(id): Named<RunId>,
     body::Json(request): body::Json<FailRequest>,
 ) -> Result<Json<AnswerDocument>, Problem> {
-    check(&app, &caller, id, request.claim.as_ref()).await?;
+    check(&app, &caller, id, request.attempt, request.claim.as_ref()).await?;
     let (report, error) = request.about(id, caller.executor().cloned());
     answered(&app, &caller, Command::Fail { report, error }).await.map(Json)
 }
@@ -98,7 +108,7 @@ pub(crate) async fn cancelled(
     Named(id): Named<RunId>,
     body::Json(request): body::Json<ReportRequest>,
 ) -> Result<Json<AnswerDocument>, Problem> {
-    check(&app, &caller, id, request.claim.as_ref()).await?;
+    check(&app, &caller, id, request.attempt, request.claim.as_ref()).await?;
     let report = request.about(id, caller.executor().cloned());
     answered(&app, &caller, Command::AcknowledgeCancel(report)).await.map(Json)
 }

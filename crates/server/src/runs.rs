@@ -16,7 +16,7 @@ use serde::de::IntoDeserializer;
 use utoipa::IntoParams;
 use uuid::Uuid;
 
-use crate::act::{execute, once};
+use crate::act::{execute, note_claim, once};
 use crate::app::App;
 use crate::body::{self, Named, Params};
 use crate::caller::{Caller, permitted_run};
@@ -54,6 +54,7 @@ pub(crate) async fn create(
     let claim = claim.map(|by| claimant(&caller, by.executor, by.device));
     let command = Command::Create { run: RunId::from_uuid(Uuid::now_v7()), spec: Box::new(spec), claim };
     let answer = execute(&app, once(&caller, &headers, command)?).await?;
+    note_claim(&app, &caller, &answer);
     if let Some(judged) = answer.judged.as_deref().filter(|_| answer.existing) {
         let (see, free) = (Action::SeeRun, Action::FreeKey);
         if caller.check_run(see, &judged.run).is_err() && caller.check_run(free, &judged.run).is_err() {

@@ -85,6 +85,11 @@ pub struct Server {
 }
 
 impl Server {
+    /// Returns how many claims wait for work.
+    pub fn waiting_claims(&self) -> usize {
+        self.app.work.len()
+    }
+
     /// Stops: takes no more requests, finishes those in flight, ends streams, and says that it is not to be counted on
     /// any longer.
     pub async fn stop(self) {

@@ -1,4 +1,5 @@
 //! The frame around every request, over real connections.
+#![allow(clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 

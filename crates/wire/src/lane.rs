@@ -66,4 +66,8 @@ impl utoipa::ToSchema for PolicyDocument {
     fn name() -> std::borrow::Cow<'static, str> {
         "Policy".into()
     }
+
+    fn schemas(schemas: &mut Vec<(String, utoipa::openapi::RefOr<utoipa::openapi::schema::Schema>)>) {
+        <crate::schema::Policy as utoipa::ToSchema>::schemas(schemas);
+    }
 }
