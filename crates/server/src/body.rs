@@ -42,7 +42,8 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for MaybeJson<T> {
         match bytes.is_empty() {
             true => Ok(MaybeJson(T::default())),
             false if !is_json => Err(unsupported()),
-            false => parse(&bytes).map(MaybeJson),
+            // Null is nothing, too.
+            false => parse::<Option<T>>(&bytes).map(|read| MaybeJson(read.unwrap_or_default())),
         }
     }
 }

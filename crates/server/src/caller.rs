@@ -3,11 +3,12 @@
 //! What may be done is said by [`access`](lastbeat_domain::access) alone. Here its answers become problems: what is
 //! hidden looks to the last byte like what is not there.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, StatusCode, header};
 use lastbeat_domain::access::{Access, Action, Grant, Relation, Role};
 use lastbeat_domain::decide::IdempotencyKey;
 use lastbeat_domain::{ClaimId, Name, Recorded, Run, RunEvent, RunId};
@@ -49,7 +50,7 @@ impl Caller {
     pub(crate) async fn of(app: &App, headers: &HeaderMap) -> Result<Caller, Problem> {
         let presented = bearer(headers);
         if app.is_open() && presented.is_none() {
-            return Caller::open();
+            return if is_from_here(headers) { Caller::open() } else { Err(from_elsewhere()) };
         }
         let Some(presented) = presented else {
             return Err(unauthorized("send a token: `Authorization: Bearer lb_…`"));
@@ -207,6 +208,33 @@ pub(crate) fn unknown_run(run: RunId) -> Problem {
 
 fn unknown_lane(lane: &Name) -> Problem {
     Problem::not_found("unknown_lane", format!("there is no lane {lane}"))
+}
+
+/// Where everybody on this machine may do everything, a web page from elsewhere that a browser on it shows must not: not
+/// by a form that it sends, nor by a name of its own that it lets lead to this machine.
+fn is_from_here(headers: &HeaderMap) -> bool {
+    let text = |name: HeaderName| headers.get(name).map(|value| value.to_str().unwrap_or_default());
+    // A browser always says it.
+    let host = text(header::HOST).unwrap_or("localhost");
+    let origin = text(header::ORIGIN);
+    let own = |origin: &str| origin.split_once("://").is_some_and(|(_, of)| of.eq_ignore_ascii_case(host));
+    is_this_machine(host) && origin.is_none_or(own)
+}
+
+fn is_this_machine(host: &str) -> bool {
+    let name = match host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => host.split(':').next().unwrap_or_default(),
+    };
+    let is_loopback = name.parse().is_ok_and(|address: IpAddr| address.is_loopback());
+    is_loopback || name.eq_ignore_ascii_case("localhost")
+}
+
+fn from_elsewhere() -> Problem {
+    Problem::forbidden(
+        "without tokens only this machine is served, by the name localhost or its loopback address; \
+         `lastbeat token create` makes the first token",
+    )
 }
 
 fn unauthorized(detail: &str) -> Problem {

@@ -95,6 +95,7 @@ pub(crate) struct ListParams {
     #[param(minimum = 1, maximum = 500, default = 50)]
     limit: Option<u32>,
     /// Where to begin: the `next` of the page before.
+    #[param(min_length = 1)]
     after: Option<String>,
 }
 

@@ -278,6 +278,28 @@ async fn a_revoked_token_admits_nobody_on_any_replica_within_a_second() {
 }
 
 #[tokio::test]
+async fn a_page_from_elsewhere_does_nothing_through_a_browser_on_this_machine() {
+    let place = Place::at(NOW);
+    let api = Api::at(&place).await;
+    let port = api.server.address.port();
+    let ask = |header: &'static str, value: String| support::said(api.request("GET", "/v1/runs").header(header, value));
+    for (header, value, status) in [
+        ("host", format!("localhost:{port}"), 200),
+        ("host", format!("[::1]:{port}"), 200),
+        ("host", format!("evil.example:{port}"), 403),
+        ("origin", format!("http://127.0.0.1:{port}"), 200),
+        ("origin", "https://evil.example".to_owned(), 403),
+        ("origin", "null".to_owned(), 403),
+    ] {
+        assert_eq!(ask(header, value.clone()).await.status, status, "{header}: {value}");
+    }
+    let admin = api.token("", json!({"name": "admin", "role": "admin"})).await;
+    let named = api.request("GET", "/v1/runs").header("host", "lastbeat.example").bearer_auth(admin);
+    assert_eq!(support::said(named).await.status, 200);
+    api.server.stop().await;
+}
+
+#[tokio::test]
 async fn a_server_without_tokens_is_for_this_machine_alone() {
     let place = Place::at(NOW);
     let anywhere = lastbeat_server::Options { listen: ([0, 0, 0, 0], 0).into(), ..support::options() };

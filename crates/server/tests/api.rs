@@ -45,6 +45,9 @@ async fn a_run_lives_and_dies_and_says_why(place: Place) {
     assert_eq!((premature.status, premature.code()), (409, "not_lapsed"));
     let why = api.get(&path("why")).await;
     assert_eq!((&why.json["verdict"], &why.json["rule"]), (&json!("live"), &json!("heartbeat_silence")));
+    // Null is no reason, like no body.
+    let again = api.request("POST", &path("cancel")).header("content-type", "application/json").body("null");
+    assert_eq!(said(again).await.status, 200);
     let missing = api.get("/v1/runs/00000000-0000-4000-8000-000000000000/why").await;
     assert_eq!((missing.status, missing.code()), (404, "unknown_run"));
     let early = api.get(&path("why?at=2020-01-01T00:00:00Z")).await;

@@ -89,7 +89,8 @@ async fn a_body_that_does_not_come_is_not_waited_for() {
     let place = Place::at(NOW);
     let api = Api::with(&place, limits).await;
     let mut stream = TcpStream::connect(api.server.address).await.unwrap();
-    let head = "POST /v1/runs HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{";
+    let head =
+        "POST /v1/runs HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 10\r\n\r\n{";
     stream.write_all(head.as_bytes()).await.unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).await.unwrap();
@@ -103,7 +104,7 @@ async fn a_head_that_does_not_come_closes_its_connection() {
     let place = Place::at(NOW);
     let api = Api::with(&place, limits).await;
     let mut stream = TcpStream::connect(api.server.address).await.unwrap();
-    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n").await.unwrap();
     let mut response = String::new();
     stream.read_to_string(&mut response).await.unwrap();
     assert!(!response.contains("200"), "{response}");
@@ -125,7 +126,7 @@ async fn a_connection_may_rest_between_two_requests_for_longer_than_a_head_may_t
     let api = Api::with(&place, limits).await;
     let mut stream = TcpStream::connect(api.server.address).await.unwrap();
     for _ in 0..3 {
-        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").await.unwrap();
         let mut response = [0; 15];
         stream.read_exact(&mut response).await.unwrap();
         assert_eq!(&response, b"HTTP/1.1 200 OK");
