@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower::ServiceExt;
 
+use crate::app::App;
 use crate::limits::Limits;
 use crate::shutdown::Shutdown;
 
@@ -167,7 +168,8 @@ impl Slots {
 }
 
 /// Accepts connections until the shutdown begins; then lets the requests that are in flight be finished, for at most the grace.
-pub(crate) async fn accept(listener: TcpListener, router: Router, limits: &Limits, shutdown: Shutdown) {
+pub(crate) async fn accept(listener: TcpListener, router: Router, app: App) {
+    let (limits, shutdown) = (&app.limits, &app.shutdown);
     let slots = Arc::new(Slots::default());
     let mut connections = JoinSet::new();
     loop {
@@ -189,6 +191,8 @@ pub(crate) async fn accept(listener: TcpListener, router: Router, limits: &Limit
         };
         if slots.len() >= limits.connections && !slots.evict() {
             tracing::warn!("all connections are busy; a new one is turned away");
+            // It may have come with a heartbeat.
+            app.note_shed(1);
             continue;
         }
         connections.spawn(converse(stream, router.clone(), limits.clone(), Arc::clone(&slots), shutdown.clone()));

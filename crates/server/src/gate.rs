@@ -21,6 +21,9 @@ use crate::problem::Problem;
 /// How long a request waits for a place before it is turned away.
 const PLACE_WAIT: Duration = Duration::from_secs(5);
 
+/// How long the body of a request is read that is refused whatever it says.
+const DISCARD_TIME: Duration = Duration::from_secs(5);
+
 /// Lets in who may ask.
 pub(crate) async fn admit(State(app): State<App>, mut request: Request, next: Next) -> Response {
     match Caller::of(&app, request.headers()).await {
@@ -106,6 +109,6 @@ fn overloaded(what: &str) -> Problem {
 
 /// Turns a request away. Its body is read all the same, so that the answer is not lost to whoever still sends.
 async fn refuse(app: &App, request: Request, problem: Problem) -> Response {
-    discard(request.into_body(), app.limits.body_time).await;
+    discard(request.into_body(), app.limits.body_time.min(DISCARD_TIME)).await;
     problem.into_response()
 }

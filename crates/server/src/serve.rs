@@ -110,7 +110,7 @@ impl Server {
 pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, ServeError> {
     let Options { listen, process, sweep_interval, on_reap, limits } = options;
     let (stop, shutdown) = Shutdown::channel();
-    let app = App::new(Arc::clone(&store), limits.clone(), shutdown.clone()).await?;
+    let app = App::new(Arc::clone(&store), limits, shutdown.clone()).await?;
     let is_open = app.is_open();
     if is_open && !listen.ip().is_loopback() {
         return Err(ServeError::NoTokens(listen));
@@ -121,8 +121,7 @@ pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, Se
     let address = listener.local_addr().map_err(failed)?;
     store.observe(app.metrics.clone());
     let router = router(&app);
-    let on_shutdown = shutdown.clone();
-    let listening = tokio::spawn(async move { connections::accept(listener, router, &limits, on_shutdown).await });
+    let listening = tokio::spawn(connections::accept(listener, router, app.clone()));
     let mut beside = vec![
         tokio::spawn(count(app.clone())),
         tokio::spawn(refresh(app.clone())),

@@ -281,3 +281,25 @@ async fn a_server_beacons_while_it_answers_and_says_goodbye() {
     assert_eq!(last.len(), 1);
     assert_eq!(last[0].promise, Promise::Within(Span::ZERO).until(last[0].at));
 }
+
+#[tokio::test]
+async fn two_servers_share_one_postgres_and_one_may_go() {
+    let place = Place::on(lastbeat_testkit::Backend::Postgres, "2026-05-04T00:00:00Z");
+    let (one, two) = (Api::at(&place).await, Api::at(&place).await);
+    let (run, claim) = one.claimed("", "watcher", "mac-7").await;
+    let beat = format!("/v1/runs/{run}/heartbeat");
+    let report = json!({"attempt": 1, "claim": claim});
+    assert_eq!(one.post(&beat, report.clone()).await.status, 200);
+    // What one server is told wakes nobody on the other, who looks for it.
+    let waiting = two.post("/v1/claims", json!({"executor": "mac-8", "lanes": ["watcher"], "wait_seconds": 30}));
+    let made = async {
+        tokio::task::yield_now().await;
+        one.post("/v1/runs", json!({"lane": "watcher"})).await
+    };
+    let (claimed, made) = tokio::join!(waiting, made);
+    assert_eq!((claimed.status, &claimed.json["run"]), (200, &made.json["run"]));
+    one.server.stop().await;
+    assert_eq!(two.post(&beat, report).await.status, 200);
+    assert_eq!(two.get(&format!("/v1/runs/{run}/why")).await.json["verdict"], "live");
+    two.server.stop().await;
+}
