@@ -61,6 +61,11 @@ impl Api {
         Ok(Api { sender: self.sender.apart(&options, timeout)?, options })
     }
 
+    /// Returns for how long the end of a run is reported again.
+    pub fn report_patience(&self) -> Duration {
+        self.options.report_patience
+    }
+
     /// Returns the same client with another patience for everything but reports of ends.
     #[must_use]
     pub fn with_patience(&self, patience: Duration) -> Api {

@@ -210,6 +210,10 @@ impl Store for Between {
         self.inner.list(filter, after, limit).await
     }
 
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
+        self.inner.goals(after, limit).await
+    }
+
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
         self.inner.due(now, limit).await
     }
@@ -224,6 +228,10 @@ impl Store for Between {
 
     fn clock(&self) -> Arc<dyn Clock> {
         self.inner.clock()
+    }
+
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        self.inner.cursor(name).await
     }
 
     async fn lanes_to_rearm(&self) -> Result<Vec<Name>, StoreError> {

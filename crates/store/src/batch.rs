@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use lastbeat_domain::decide::{Command, Context, IdempotencyKey, Refusal, RefusalCode};
+use lastbeat_domain::decide::{Command, Context, CursorMove, IdempotencyKey, Refusal, RefusalCode};
 use lastbeat_domain::event::{Event, RunEvent, ServiceEvent};
 use lastbeat_domain::hold::{HoldState, Pace, turn};
 use lastbeat_domain::listening::{self, Beacon, BeaconRole, ClockSample, ClockStep, Promise, clock_step};
@@ -99,7 +99,18 @@ pub(crate) struct Writes {
     pub(crate) paces: BTreeMap<Name, LanePace>,
     /// All beacons, if one changed.
     pub(crate) beacons: Option<Vec<Beacon>>,
+    /// How cursors are moved.
+    pub(crate) cursors: BTreeMap<Name, CursorWrite>,
     pub(crate) answers: Vec<(IdempotencyKey, FirstAnswer)>,
+}
+
+/// How a cursor is moved. Another process may have moved it meanwhile, so what is written depends on what is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CursorWrite {
+    /// Where it begins, if there is none.
+    pub(crate) begin: Option<i64>,
+    /// Where it is moved to then, if it is behind.
+    pub(crate) advance: Option<i64>,
 }
 
 /// A batch that is being decided.
@@ -173,6 +184,7 @@ impl Batch {
             Command::Idempotent { key, command } => self.once(index, key, command),
             Command::Claim { .. } => self.claim(index, command),
             Command::RearmLane { lane, limit } => self.rearm_lane(lane, *limit),
+            Command::MoveCursor { name, to } => Ok(self.move_cursor(name, *to)),
             _ => match command.run() {
                 Some(id) => self.about_run(command, id),
                 None => self.about_service(command),
@@ -373,6 +385,27 @@ impl Batch {
         self.listening = Arc::new(self.service.listening(self.head.latest_at.next()));
     }
 
+    /// Moves a cursor, which may not point where the log has not come yet: it would pass over what comes there.
+    fn move_cursor(&mut self, name: &Name, to: CursorMove) -> Outcome {
+        let end = self.head.position;
+        let position = match to {
+            CursorMove::Begin => end,
+            CursorMove::To(position) => i64::try_from(position).unwrap_or(i64::MAX),
+        };
+        if position > end {
+            let message = format!("position: the log ends at {end}, so no cursor can be at {position}");
+            return Err(Refusal::new(RefusalCode::Invalid, message).into());
+        }
+        let write = self.writes.cursors.entry(name.clone()).or_default();
+        match to {
+            // What came before it in the batch made the cursor.
+            CursorMove::Begin if write.advance.is_some() => {}
+            CursorMove::Begin => write.begin = write.begin.or(Some(position)),
+            CursorMove::To(_) => write.advance = write.advance.max(Some(position)),
+        }
+        Ok(Answer::default())
+    }
+
     fn rearm_from_start(&mut self, lane: &Name) {
         self.writes.lanes.insert(lane.clone());
         self.writes.rearm.insert(lane.clone(), Some(0));
@@ -476,6 +509,7 @@ impl Batch {
             pace: around.pace,
             beacons: &self.service.beacons,
             clock_step: self.clock_step,
+            tokens: &self.service.tokens,
         };
         decide(run, command, &context, now)
     }

@@ -21,6 +21,7 @@ pub mod postgres;
 mod queue;
 mod record;
 mod replay;
+pub mod secret;
 mod service;
 pub mod sqlite;
 mod truth;
@@ -215,6 +216,10 @@ pub trait Store: Send + Sync {
     /// Returns runs, newest first, at most `limit`, beginning after the run `after`.
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError>;
 
+    /// Returns the goals that runs ever had, in the database's order of text, at most `limit`, beginning after the goal
+    /// `after`.
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError>;
+
     /// Returns the runs that a sweeper is to look at by log time `now`, the longest due first.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError>;
 
@@ -223,6 +228,9 @@ pub trait Store: Send + Sync {
 
     /// Returns the running runs of a lane: all of them, or of more than `limit` a random choice.
     async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError>;
+
+    /// Returns the position of a cursor; `None` if there is none with that name.
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError>;
 
     /// Returns the clocks from which the store draws log time.
     fn clock(&self) -> Arc<dyn Clock>;

@@ -23,6 +23,8 @@ pub struct Sweeper {
     name: Name,
     clock: Arc<dyn Clock>,
     promise: Option<Promise>,
+    /// Whether it leaves the beacons to another part of its process.
+    is_silent: bool,
     /// How often it beacons; follows from the smallest heartbeat window of all policies.
     beacon_interval: Span,
     /// The boottime of its last beacon.
@@ -35,7 +37,13 @@ impl Sweeper {
     /// Makes a sweeper that goes on until it is stopped, and beacons meanwhile.
     pub fn new(name: Name, clock: Arc<dyn Clock>) -> Sweeper {
         let (beacon_interval, reviews) = (BEACON_INTERVAL_MAX, BTreeMap::new());
-        Sweeper { name, clock, promise: None, beacon_interval, beaconed_at: None, reviews }
+        Sweeper { name, clock, promise: None, is_silent: false, beacon_interval, beaconed_at: None, reviews }
+    }
+
+    /// Makes a sweeper that goes on until it is stopped and leaves the beacons to another part of its process: a server
+    /// says that it listens, not that it sweeps.
+    pub fn silent(name: Name, clock: Arc<dyn Clock>) -> Sweeper {
+        Sweeper { is_silent: true, ..Sweeper::new(name, clock) }
     }
 
     /// Makes a sweeper for single passes, one each `every`; without it nobody knows when the next one is due, so it
@@ -99,7 +107,7 @@ impl Sweeper {
 
     async fn beacon(&mut self, store: &dyn Store) -> Result<Vec<Deaf>, StoreError> {
         let now = self.clock.boottime();
-        if self.beaconed_at.is_some_and(|before| now.minus(before) < self.beacon_interval) {
+        if self.is_silent || self.beaconed_at.is_some_and(|before| now.minus(before) < self.beacon_interval) {
             return Ok(Vec::new());
         }
         self.beacon_interval = beacon_interval(store.service_log().await?.smallest_window());

@@ -191,6 +191,10 @@ impl Store for PostgresStore {
         read::list(&mut *self.reader().await?, filter, after, limit).await
     }
 
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
+        read::goals(&mut *self.reader().await?, after, limit).await
+    }
+
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
         let mut reader = self.reader().await?;
         let due = read::due(&mut reader, now, limit).await?;
@@ -208,6 +212,10 @@ impl Store for PostgresStore {
 
     async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError> {
         read::running(&mut *self.reader().await?, lane, limit).await
+    }
+
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        read::cursor(&mut *self.reader().await?, name).await
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

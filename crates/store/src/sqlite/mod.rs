@@ -122,6 +122,10 @@ impl Store for SqliteStore {
         read::list(&mut snapshot, filter, after, limit).await
     }
 
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
+        read::goals(&mut *self.readers.acquire().await?, after, limit).await
+    }
+
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         let service = self.service_log_in(&mut snapshot).await?;
@@ -137,6 +141,11 @@ impl Store for SqliteStore {
     async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         read::running(&mut snapshot, lane, limit).await
+    }
+
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::cursor(&mut snapshot, name).await
     }
 
     fn clock(&self) -> Arc<dyn Clock> {

@@ -1,0 +1,29 @@
+//! The HTTP API of Lastbeat: any executor in any language, and nobody else.
+//!
+//! [`serve`] takes a store and answers for it: runs, claims, heartbeats, verdicts. Nothing is decided here. Writes go
+//! through [`Store::execute`](lastbeat_store::Store::execute), answers about runs through
+//! [`ask`](lastbeat_store::ask), so over HTTP a run is judged as it is on the command line. Every replica is like every
+//! other and may die at any moment; what it knows of its own is a cache.
+//!
+//! **Invariant:** no handler compares a time with a window.
+//!
+//! **Invariant:** a heartbeat reads nothing: it is one call of `execute`, and no other request's limit holds it up.
+
+mod answer;
+mod app;
+mod beacons;
+mod body;
+mod connections;
+mod health;
+mod limits;
+mod problem;
+mod rate;
+mod request_id;
+mod router;
+mod serve;
+mod shutdown;
+mod work;
+
+pub use limits::Limits;
+pub use problem::Problem;
+pub use serve::{Options, ServeError, Server, serve};
