@@ -39,6 +39,7 @@ impl From<ServeError> for Failure {
         match error {
             ServeError::Store(error) => error.into(),
             ServeError::Listen { .. } => Failure::new("cannot_listen", error.to_string()),
+            ServeError::Hook(_) => Failure::new("invalid", error.to_string()),
             ServeError::NoTokens(_) => Failure::new("no_tokens", error.to_string()),
         }
     }

@@ -4,8 +4,8 @@ use std::any::Any;
 use std::time::Instant;
 
 use axum::body::{Body, HttpBody};
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
@@ -96,7 +96,8 @@ fn head_bytes(request: &Request) -> usize {
     headers.sum::<usize>() + target + 16
 }
 
-/// The route that a request took, for metrics: never the path itself, of which there is no end.
-pub(crate) fn route_of(request: &Request) -> String {
-    request.extensions().get::<MatchedPath>().map_or_else(|| "none".to_owned(), |path| path.as_str().to_owned())
+/// Says that a path leads nowhere.
+pub(crate) async fn unknown_path(uri: Uri) -> Problem {
+    let detail = format!("there is nothing at {}; /openapi.json lists what there is", uri.path());
+    Problem::not_found("no_such_route", detail)
 }

@@ -6,10 +6,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use lastbeat_store::{ServiceLog, Store, StoreError};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::openapi::openapi_json;
 use crate::rate::Rates;
 use crate::shutdown::Shutdown;
 use crate::work::Work;
@@ -19,6 +21,9 @@ use crate::work::Work;
 const REFRESH_INTERVAL: Duration = Duration::from_millis(400);
 /// How fresh the service log is after [`App::fresh_service`].
 const FRESH_FOR: Duration = Duration::from_millis(20);
+
+/// How often the end of the log is looked at for those who follow it.
+const WATCH_INTERVAL: Duration = Duration::from_millis(150);
 
 /// What the handlers share; cheap to clone.
 #[derive(Clone)]
@@ -41,6 +46,14 @@ pub(crate) struct Shared {
     pub(crate) searches: Semaphore,
     /// A permit for each stream.
     pub(crate) streams: Arc<Semaphore>,
+    /// A permit for each claim that may wait for work.
+    pub(crate) claims: Semaphore,
+    /// The position of the last event of the log, while somebody follows it.
+    pub(crate) log_end: watch::Sender<u64>,
+    /// What is counted.
+    pub(crate) metrics: Arc<Metrics>,
+    /// The description of the API.
+    pub(crate) openapi: Arc<str>,
     /// A permit for each heartbeat request.
     pub(crate) beats: Semaphore,
     /// Heartbeats that were turned away since the last beacon.
@@ -65,6 +78,10 @@ impl App {
             searches: Semaphore::new(SEARCHES_MAX),
             streams: Arc::new(Semaphore::new(limits.streams)),
             beats: Semaphore::new(limits.beats),
+            claims: Semaphore::new(limits.waiting_claims),
+            log_end: watch::Sender::new(0),
+            metrics: Metrics::new(),
+            openapi: openapi_json().into(),
             shed: AtomicU64::new(0),
             refreshed: tokio::sync::Mutex::new(Instant::now()),
             service,
@@ -106,7 +123,7 @@ impl App {
 
     /// Says whether everybody may do everything, since no token was ever made.
     pub(crate) fn is_open(&self) -> bool {
-        true
+        self.service().tokens.is_empty()
     }
 
     /// Notes that heartbeats were turned away.
@@ -137,6 +154,25 @@ pub(crate) async fn refresh(app: App) {
         }
         if let Err(error) = app.fresh_service().await {
             tracing::debug!(%error, "the service log could not be read");
+        }
+    }
+}
+
+/// Looks at the end of the log again and again, while anybody follows it, until the shutdown begins.
+pub(crate) async fn watch_log(app: App) {
+    loop {
+        tokio::select! {
+            () = app.shutdown.begins() => return,
+            () = tokio::time::sleep(WATCH_INTERVAL) => {}
+        }
+        if app.log_end.receiver_count() == 0 {
+            continue;
+        }
+        match app.store().log_end().await {
+            Ok(end) => {
+                app.log_end.send_if_modified(|known| std::mem::replace(known, end) != end);
+            }
+            Err(error) => tracing::debug!(%error, "the end of the log cannot be read"),
         }
     }
 }

@@ -1,17 +1,27 @@
-//! `/livez` and `/readyz`: whether the process answers, and whether it can carry anything out.
+//! `/livez`, `/readyz` and `/metrics`: whether the process answers, whether it can carry anything out, and its figures.
 
 use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use lastbeat_domain::access::Action;
 use serde_json::json;
 
 use crate::app::App;
+use crate::caller::Caller;
+use crate::metrics::CONTENT_TYPE;
+use crate::problem::Problem;
 
 /// How long the store may take to say what time it is.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Tells the figures of this process, for Prometheus.
+pub(crate) async fn metrics(State(app): State<App>, caller: Caller) -> Result<Response, Problem> {
+    caller.check(Action::SeeService)?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], app.metrics.encode()).into_response())
+}
 
 /// Says that the process answers, whatever it can do.
 pub(crate) async fn livez() -> Response {

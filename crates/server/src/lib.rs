@@ -9,21 +9,38 @@
 //!
 //! **Invariant:** a heartbeat reads nothing: it is one call of `execute`, and no other request's limit holds it up.
 
+mod act;
 mod answer;
 mod app;
 mod beacons;
 mod body;
+mod caller;
+mod claims;
 mod connections;
+mod cursor;
+mod events;
+mod executors;
+mod gate;
+mod goals;
 mod health;
+mod heartbeats;
+pub mod hook;
+mod lanes;
 mod limits;
+pub mod metrics;
+mod openapi;
 mod problem;
 mod rate;
+mod reports;
 mod request_id;
 mod router;
+mod runs;
 mod serve;
 mod shutdown;
+mod tokens;
 mod work;
 
 pub use limits::Limits;
+pub use openapi::openapi_json;
 pub use problem::Problem;
 pub use serve::{Options, ServeError, Server, serve};

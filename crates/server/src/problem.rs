@@ -7,10 +7,16 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lastbeat_domain::decide::{Refusal, RefusalCode};
 use lastbeat_store::{CommandError, StoreError};
+use lastbeat_wire::answers::AskError;
+use lastbeat_wire::problem::PROBLEM_JSON;
+use lastbeat_wire::{Directive, Problem as ProblemDocument};
 use serde_json::{Map, Value};
 
 /// How many seconds a client is asked to wait while the database is away.
 const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// How many runs are named that would lapse under a policy.
+const NAMED_MAX: usize = 100;
 
 /// Why a request was not carried out.
 #[derive(Clone, Debug, PartialEq)]
@@ -76,17 +82,15 @@ impl Problem {
 
     /// Writes the problem out for the request `request_id` of the path `instance`.
     pub(crate) fn written(&self, request_id: &str, instance: &str) -> Response {
-        let mut document = Map::new();
-        document.insert("type".to_owned(), format!("urn:lastbeat:problem:{}", self.code).into());
-        document.insert("title".to_owned(), self.status.canonical_reason().unwrap_or("Problem").into());
-        document.insert("status".to_owned(), self.status.as_u16().into());
-        document.insert("detail".to_owned(), self.detail.clone().into());
-        document.insert("code".to_owned(), self.code.into());
-        document.insert("instance".to_owned(), instance.into());
-        document.insert("request_id".to_owned(), request_id.into());
-        document.extend(self.more.clone());
-        let body = Value::Object(document).to_string();
-        let content_type = (header::CONTENT_TYPE, "application/problem+json");
+        let title = self.status.canonical_reason().unwrap_or("Problem");
+        let document = ProblemDocument {
+            instance: Some(instance.to_owned()),
+            request_id: Some(request_id.to_owned()),
+            extensions: self.more.clone(),
+            ..ProblemDocument::new(self.status.as_u16(), title, self.code, self.detail.clone())
+        };
+        let body = serde_json::to_string(&document).unwrap_or_default();
+        let content_type = (header::CONTENT_TYPE, PROBLEM_JSON);
         let mut response = (self.status, [content_type], body).into_response();
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -106,10 +110,33 @@ impl IntoResponse for Problem {
     }
 }
 
+/// Says whether a report was refused because the run is no longer the executor's.
+pub(crate) fn is_fenced(code: RefusalCode) -> bool {
+    matches!(code, RefusalCode::StaleAttempt | RefusalCode::Settled)
+}
+
+impl From<AskError> for Problem {
+    fn from(error: AskError) -> Problem {
+        let detail = error.to_string();
+        let code = error.code().unwrap_or("internal");
+        match error {
+            AskError::Store(error) => error.into(),
+            AskError::UnknownRun(_) | AskError::NotThereYet { .. } | AskError::NotReaped { .. } => {
+                Problem::not_found(code, detail)
+            }
+            AskError::WouldLapse(runs) => {
+                let named: Vec<Value> = runs.iter().take(NAMED_MAX).map(|run| run.to_string().into()).collect();
+                let problem = Problem::new(StatusCode::CONFLICT, code, detail);
+                problem.with("runs", named.into()).with("count", runs.len().into())
+            }
+        }
+    }
+}
+
 impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Problem {
         let status = match refusal.code {
-            RefusalCode::UnknownRun => StatusCode::NOT_FOUND,
+            RefusalCode::UnknownRun | RefusalCode::UnknownToken => StatusCode::NOT_FOUND,
             // The limits of fields name the field; a body over its limit never gets so far.
             RefusalCode::TooLarge | RefusalCode::Invalid => StatusCode::UNPROCESSABLE_ENTITY,
             RefusalCode::Busy | RefusalCode::Deaf => StatusCode::SERVICE_UNAVAILABLE,
@@ -127,6 +154,9 @@ impl From<Refusal> for Problem {
         {
             let field = field.to_owned();
             problem = problem.with("field", field.into());
+        }
+        if is_fenced(refusal.code) {
+            problem = problem.with("directive", Directive::Stop.as_str().into());
         }
         match refusal.key_holder {
             Some(run) => problem.with("run", run.to_string().into()),

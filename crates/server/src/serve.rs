@@ -11,10 +11,12 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::app::{App, refresh};
+use crate::app::{App, refresh, watch_log};
 use crate::beacons;
 use crate::connections;
+use crate::hook::{Hook, HookError, HookOptions};
 use crate::limits::Limits;
+use crate::metrics::{COUNT_INTERVAL, count_runs};
 use crate::router::router;
 use crate::shutdown::Shutdown;
 
@@ -30,6 +32,8 @@ pub struct Options {
     pub process: Name,
     /// The longest that the sweeper sleeps; `None`: this server does not sweep, others do.
     pub sweep_interval: Option<Span>,
+    /// Who is told of each reap.
+    pub on_reap: Option<HookOptions>,
     /// What it puts up with.
     pub limits: Limits,
 }
@@ -37,7 +41,8 @@ pub struct Options {
 impl Options {
     /// Makes the options of a server that listens on an address and sweeps, with nothing else said.
     pub fn new(listen: SocketAddr, process: Name) -> Options {
-        Options { listen, process, sweep_interval: Some(Span::from_seconds(1)), limits: Limits::default() }
+        let (sweep_interval, limits) = (Some(Span::from_seconds(1)), Limits::default());
+        Options { listen, process, sweep_interval, on_reap: None, limits }
     }
 }
 
@@ -58,6 +63,9 @@ pub enum ServeError {
          with `lastbeat token create --role admin --name NAME`, or listen on 127.0.0.1"
     )]
     NoTokens(SocketAddr),
+    /// Nobody can be told of reaps like that.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -95,30 +103,44 @@ impl Server {
 /// # Errors
 /// If the address cannot be listened on or is not for a server without tokens, or the store fails.
 pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, ServeError> {
-    let Options { listen, process, sweep_interval, limits } = options;
+    let Options { listen, process, sweep_interval, on_reap, limits } = options;
     let (stop, shutdown) = Shutdown::channel();
     let app = App::new(Arc::clone(&store), limits.clone(), shutdown.clone()).await?;
     let is_open = app.is_open();
     if is_open && !listen.ip().is_loopback() {
         return Err(ServeError::NoTokens(listen));
     }
+    let hook = on_reap.map(|on_reap| Hook::new(Arc::clone(&store), on_reap)).transpose()?;
     let failed = |source| ServeError::Listen { address: listen, source };
     let listener = TcpListener::bind(listen).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
+    store.observe(app.metrics.clone());
     let router = router(&app);
     let on_shutdown = shutdown.clone();
     let listening = tokio::spawn(async move { connections::accept(listener, router, &limits, on_shutdown).await });
-    let mut beside =
-        vec![tokio::spawn(refresh(app.clone())), tokio::spawn(beacons::beacon(app.clone(), process.clone(), address))];
+    let mut beside = vec![
+        tokio::spawn(count(app.clone())),
+        tokio::spawn(refresh(app.clone())),
+        tokio::spawn(watch_log(app.clone())),
+        tokio::spawn(beacons::beacon(app.clone(), process.clone(), address)),
+    ];
+    if let Some(hook) = hook {
+        beside.push(tokio::spawn(async move { hook.run(shutdown.begins()).await }));
+    }
     if let Some(interval) = sweep_interval {
         beside.push(tokio::spawn(sweep(app.clone(), process.clone(), interval)));
     }
     Ok(Server { address, is_open, app, process, stop, listening, beside })
 }
 
+async fn count(app: App) {
+    count_runs(&app.metrics, app.store(), COUNT_INTERVAL, app.shutdown.begins()).await;
+}
+
 async fn sweep(app: App, process: Name, interval: Span) {
     let mut sweeper = Sweeper::silent(process, app.store().clock());
     let told = |report: &SweepReport| {
+        app.metrics.swept(report);
         for reaped in &report.reaped {
             tracing::info!(run = %reaped.run, lane = %reaped.lane, rule = %reaped.rule, "reaped: {}", reaped.message);
         }

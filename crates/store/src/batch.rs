@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::error::StoreError;
 use crate::idempotency::{FirstAnswer, Known, fingerprint};
 use crate::log::{BeatsRow, EventRow, SegmentRow};
+use crate::observe::Noted;
 use crate::packing::{self, Beat, PackingError};
 use crate::service::ServiceLog;
 use crate::{Answer, Heard, Judged, Outcome};
@@ -129,6 +130,8 @@ pub(crate) struct Batch {
     clock_step: Option<ClockStep>,
     /// Whether this process beaconed, so that the clocks are compared with `sample` from now on.
     beaconed: bool,
+    /// What was appended that an observer is told of.
+    noted: Vec<Noted>,
     writes: Writes,
 }
 
@@ -140,6 +143,8 @@ pub(crate) struct Decided {
     pub(crate) head: Head,
     /// The clocks, if this process beaconed.
     pub(crate) beacon: Option<ClockSample>,
+    /// What an observer is told of, once it is committed.
+    pub(crate) noted: Vec<Noted>,
 }
 
 impl Batch {
@@ -160,8 +165,8 @@ impl Batch {
         let has_beats = commands.iter().any(|command| matches!(command, Command::Heartbeat { progress: None, .. }));
         head.latest_at = if has_beats { now } else { now.minus(Span::from_micros(1)) };
         let listening = Arc::new(service.listening(now));
-        let (beats_at, beats, beaconed, writes) = (now, Vec::new(), false, Writes::default());
-        Batch { ground, service, listening, head, beats_at, beats, sample, clock_step, beaconed, writes }
+        let (beats_at, beats, beaconed, noted, writes) = (now, Vec::new(), false, Vec::new(), Writes::default());
+        Batch { ground, service, listening, head, beats_at, beats, sample, clock_step, beaconed, noted, writes }
     }
 
     /// Decides the commands, one after the other.
@@ -176,7 +181,8 @@ impl Batch {
             self.head.beat_position += 1;
             self.writes.beats = Some(BeatsRow::pack(self.head.beat_position, self.beats_at, &self.beats));
         }
-        Decided { writes: self.writes, head: self.head, beacon: self.beaconed.then_some(self.sample) }
+        let beacon = self.beaconed.then_some(self.sample);
+        Decided { writes: self.writes, head: self.head, beacon, noted: self.noted }
     }
 
     fn apply(&mut self, index: usize, command: &Command) -> Result<Outcome, StoreError> {
@@ -550,6 +556,7 @@ impl Batch {
             let recorded = Recorded { run: id, version, recorded_at: at, event };
             let evolved = self.evolve(row.take(), &recorded)?;
             let current = row.insert(evolved);
+            self.noted.extend(noted(&current.run.lane, &recorded.event));
             if plain {
                 self.push_beat(current, &recorded)?;
             } else {
@@ -599,6 +606,7 @@ impl Batch {
             self.writes.events.push(EventRow::of_service(self.head.position, &recorded));
             // What comes after it in the batch is decided with it.
             Arc::make_mut(&mut self.service).push(recorded.clone());
+            self.noted.push(Noted::Service(recorded.event.clone()));
             appended.push(recorded);
         }
         if !appended.is_empty() {
@@ -649,6 +657,15 @@ impl<'a> Around<'a> {
 /// A heartbeat without progress that is not the first of its attempt.
 fn is_plain_beat(row: Option<&RunRow>, event: &RunEvent) -> bool {
     matches!(event, RunEvent::Heartbeat { progress: None, .. }) && row.is_some_and(|row| row.run.last_beat.is_some())
+}
+
+/// What an observer is told of a fact of a run.
+fn noted(lane: &Name, event: &RunEvent) -> Option<Noted> {
+    match event {
+        RunEvent::TimedOut { rule, .. } => Some(Noted::Reaped { lane: lane.clone(), rule: *rule }),
+        RunEvent::LateSignal { signal, .. } => Some(Noted::LateSignal { lane: lane.clone(), signal: *signal }),
+        _ => None,
+    }
 }
 
 /// Sweepers' commands set the instant of the next look even when nothing is appended.

@@ -16,6 +16,7 @@ pub mod generate;
 mod idempotency;
 mod import;
 mod log;
+pub mod observe;
 mod packing;
 pub mod postgres;
 mod queue;
@@ -42,6 +43,7 @@ pub use clock::{Clock, SystemClock};
 pub use doctor::{Check, Health};
 pub use error::{CommandError, ImportError, StoreError};
 pub use import::{CheckedImport, ImportReport, check as check_import};
+pub use observe::{Commit, Noted, Observer};
 pub use record::{Stored, UnknownFact, fold, take_in};
 pub use replay::{Replay, Stretch, replay};
 pub use service::{LaneHold, ServiceLog};
@@ -213,6 +215,9 @@ pub trait Store: Send + Sync {
     /// Returns at most `limit` facts after a position, in the order of their commits.
     async fn feed(&self, after: u64, limit: usize) -> Result<Vec<FeedEntry>, StoreError>;
 
+    /// Returns the position of the last fact of the feed; 0 if there is none.
+    async fn log_end(&self) -> Result<u64, StoreError>;
+
     /// Returns runs, newest first, at most `limit`, beginning after the run `after`.
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError>;
 
@@ -262,6 +267,9 @@ pub trait Store: Send + Sync {
 
     /// Looks at what the store stands on, and says what to do about what is not well.
     async fn doctor(&self) -> Result<Vec<Check>, StoreError>;
+
+    /// Lets an observer be told of each commit of this process; the first one stays.
+    fn observe(&self, observer: Arc<dyn Observer>);
 
     /// Finishes what is under way and closes the store.
     async fn close(&self);

@@ -77,6 +77,7 @@ on_each_backend! {
     a_token_without_a_digest_admits_nobody,
     a_cursor_begins_at_the_end_of_the_log_and_never_goes_back,
     a_cursor_cannot_be_ahead_of_the_log,
+    what_is_imported_is_no_news_to_those_who_follow_the_log,
 }
 
 async fn exported(store: &dyn Store) -> String {
@@ -810,4 +811,14 @@ async fn a_cursor_cannot_be_ahead_of_the_log(place: Place) {
         assert_eq!(refused(outcome), RefusalCode::Invalid);
     }
     assert_eq!(store.cursor(&name("hook:1")).await.unwrap(), None);
+}
+
+async fn what_is_imported_is_no_news_to_those_who_follow_the_log(place: Place) {
+    let (from, to) = (place.store("a").await, place.store("b").await);
+    one(from.as_ref(), create(run_id(1), Some("c"))).await.unwrap();
+    let text = exported(from.as_ref()).await;
+    one(to.as_ref(), move_cursor(CursorMove::Begin)).await.unwrap();
+    let checked = check_import(Cursor::new(&text), from.now().await.unwrap().next()).unwrap();
+    to.import(checked).await.unwrap();
+    assert_eq!(to.cursor(&name("hook:1")).await.unwrap(), Some(2));
 }

@@ -126,3 +126,23 @@ pub struct EventsPage {
     /// Where the next page begins; null at the end.
     pub next: Option<String>,
 }
+/// A fact of the feed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FeedEvent {
+    /// Its place in the order of commits. Whoever has seen one never misses a smaller one.
+    pub position: u64,
+    /// The fact.
+    #[serde(flatten)]
+    pub event: EventDocument,
+}
+
+/// A page of the feed.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FeedPage {
+    /// The facts, in the order of their commits.
+    pub events: Vec<FeedEvent>,
+    /// Where the next page begins; null at the end, for now: `after` takes the last position, too.
+    pub next: Option<String>,
+}

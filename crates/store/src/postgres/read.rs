@@ -243,6 +243,11 @@ pub(super) async fn lanes(connection: &mut PgConnection, changed_only: bool) -> 
     names.into_iter().map(name).collect()
 }
 
+pub(super) async fn log_end(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let end: Option<i64> = sqlx::query_scalar("SELECT max(position) FROM events").fetch_one(connection).await?;
+    unsigned(end.unwrap_or(0))
+}
+
 /// The goals, each found by a step in the index of the one before.
 pub(super) async fn goals(
     connection: &mut PgConnection,

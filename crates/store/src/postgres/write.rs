@@ -307,6 +307,12 @@ async fn move_cursor(connection: &mut PgConnection, name: &Name, cursor: CursorW
     Ok(())
 }
 
+/// Moves all cursors to the end of the log: what was imported is no news to those who follow it.
+pub(super) async fn move_all_cursors(connection: &mut PgConnection, end: i64) -> Result<(), StoreError> {
+    sqlx::query("UPDATE cursors SET position = greatest(position, $1)").bind(end).execute(connection).await?;
+    Ok(())
+}
+
 async fn remember(connection: &mut PgConnection, key: &IdempotencyKey, answer: &FirstAnswer) -> Result<(), StoreError> {
     sqlx::query(
         "DELETE FROM idempotency WHERE (scope, key) IN \

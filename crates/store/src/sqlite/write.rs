@@ -206,6 +206,12 @@ async fn move_cursor(connection: &mut SqliteConnection, name: &Name, cursor: Cur
     Ok(())
 }
 
+/// Moves all cursors to the end of the log: what was imported is no news to those who follow it.
+pub(super) async fn move_all_cursors(connection: &mut SqliteConnection, end: i64) -> Result<(), StoreError> {
+    sqlx::query("UPDATE cursors SET position = max(position, ?)").bind(end).execute(connection).await?;
+    Ok(())
+}
+
 async fn remember(
     connection: &mut SqliteConnection,
     key: &IdempotencyKey,
