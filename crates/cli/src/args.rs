@@ -24,7 +24,14 @@ pub(crate) struct Cli {
     pub(crate) server: Vec<String>,
     /// The token to present to the server. In the environment nobody sees it; on the command line everybody on this
     /// machine does.
-    #[arg(long, global = true, env = "LASTBEAT_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    #[arg(
+        id = "bearer",
+        long = "token",
+        global = true,
+        env = "LASTBEAT_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
     pub(crate) token: Option<String>,
     /// The form of the answer.
     #[arg(short = 'o', long = "format", global = true, value_enum, default_value_t = Output::Table)]
