@@ -15,6 +15,20 @@ pub(crate) struct Cli {
     /// Where the facts are kept; sqlite://lastbeat.db if not given.
     #[arg(long, global = true, env = "LASTBEAT_DATABASE_URL", hide_env_values = true, value_name = "URL")]
     pub(crate) database: Option<String>,
+    /// A server to talk to instead of a database; several, separated by commas, if they are replicas of one service.
+    #[arg(long, global = true, env = "LASTBEAT_SERVER", value_delimiter = ',', value_name = "URL")]
+    pub(crate) server: Vec<String>,
+    /// The token to present to the server. In the environment nobody sees it; on the command line everybody on this
+    /// machine does.
+    #[arg(
+        id = "bearer",
+        long = "token",
+        global = true,
+        env = "LASTBEAT_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    pub(crate) token: Option<String>,
     /// The form of the answer.
     #[arg(short = 'o', long = "format", global = true, value_enum, default_value_t = Output::Table)]
     pub(crate) format: Output,
@@ -104,6 +118,14 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Returns the word for it on the command line.
+    pub(crate) fn name(&self) -> String {
+        let debug = format!("{self:?}");
+        debug.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_lowercase()
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// The lane of the run.
@@ -122,6 +144,13 @@ pub(crate) struct Exec {
     /// How long the command may take to stop when told to, before it is killed.
     #[arg(long, default_value = "5s")]
     pub(crate) grace: Span,
+    /// With --server: do not run the command unless a server has recorded the run. Without this the command is run
+    /// even if no server answers; its run is recorded as soon as one does.
+    #[arg(long)]
+    pub(crate) require_server: bool,
+    /// With --server: for how long the end of the run is reported again while no server answers.
+    #[arg(long, value_name = "D", default_value = "1h")]
+    pub(crate) report_for: Span,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
@@ -254,8 +283,8 @@ pub(crate) struct List {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) limit: u32,
     /// Begin after this run: `next` of the page before.
-    #[arg(long, value_name = "RUN")]
-    pub(crate) after: Option<RunId>,
+    #[arg(long, value_name = "NEXT")]
+    pub(crate) after: Option<String>,
 }
 
 #[derive(Debug, Args)]

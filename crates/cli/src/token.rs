@@ -4,11 +4,11 @@
 //! token is made; neither it nor its digest is ever shown again.
 
 use lastbeat_domain::decide::Command;
-use lastbeat_domain::token::{Token, TokenSpec};
+use lastbeat_domain::token::TokenSpec;
 use lastbeat_domain::{Name, Timestamp};
 use lastbeat_store::Store;
 use lastbeat_store::secret::Secret;
-use serde::Serialize;
+use lastbeat_wire::{TokenDocument, TokensPage};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -29,48 +29,6 @@ pub(crate) async fn token(store: &dyn Store, command: args::Token, form: Output)
 struct Made {
     secret: Secret,
     document: TokenDocument,
-}
-
-/// A token as it is shown.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-struct TokenDocument {
-    id: Name,
-    name: Name,
-    role: Name,
-    executor: Option<Name>,
-    lanes: Vec<Name>,
-    device: Option<Name>,
-    /// `active`, `expired` or `revoked`.
-    state: &'static str,
-    /// Whether it can be used at all: one that an older program recorded has no secret.
-    usable: bool,
-    created_at: Timestamp,
-    created_by: Name,
-    expires_at: Option<Timestamp>,
-    revoked_at: Option<Timestamp>,
-    revoked_by: Option<Name>,
-}
-
-impl TokenDocument {
-    fn of(token: &Token, now: Timestamp) -> TokenDocument {
-        let grant = token.grant.as_ref();
-        let (revoked_at, revoked_by) = token.revoked.clone().unzip();
-        TokenDocument {
-            id: token.id.clone(),
-            name: token.name.clone(),
-            role: token.role.clone(),
-            executor: grant.and_then(|grant| grant.executor.clone()),
-            lanes: grant.map(|grant| grant.lanes.clone()).unwrap_or_default(),
-            device: grant.and_then(|grant| grant.device.clone()),
-            state: token.state(now).as_str(),
-            usable: token.admits(now).is_some(),
-            created_at: token.issued_at,
-            created_by: token.issued_by.clone(),
-            expires_at: token.expires_at,
-            revoked_at,
-            revoked_by,
-        }
-    }
 }
 
 async fn create(store: &dyn Store, arguments: args::CreateToken) -> Result<Made, Failure> {
@@ -133,7 +91,7 @@ fn made(made: &Made, form: Output) -> Result<(), Failure> {
 
 fn listed(documents: &[TokenDocument], form: Output) -> Result<(), Failure> {
     match form {
-        Output::Json => output::json_line(&json!({"tokens": documents, "next": null})),
+        Output::Json => output::json_line(&TokensPage { tokens: documents.to_vec(), next: None }),
         Output::Jsonl => documents.iter().try_for_each(output::json_line),
         Output::Table if documents.is_empty() => {
             output::line("no tokens; `lastbeat token create --role ROLE --name NAME` makes one")
@@ -152,7 +110,7 @@ fn row(document: &TokenDocument) -> Vec<String> {
         Some(device) => format!("{executor} on {device}"),
         None => executor.to_string(),
     });
-    let state = match document.state {
+    let state = match document.state.as_str() {
         "active" if !document.usable => "unusable",
         state => state,
     };
@@ -193,7 +151,7 @@ mod tests {
             executor: None,
             lanes: Vec::new(),
             device: None,
-            state: "active",
+            state: "active".to_owned(),
             usable: true,
             created_at: at,
             created_by: name("ada"),

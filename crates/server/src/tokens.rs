@@ -4,10 +4,10 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use lastbeat_domain::Name;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::decide::Command;
-use lastbeat_domain::token::{Token, TokenSpec};
-use lastbeat_domain::{Name, Timestamp};
+use lastbeat_domain::token::TokenSpec;
 use lastbeat_store::secret::Secret;
 use lastbeat_wire::{IssuedTokenDocument, Problem as ProblemDocument, TokenDocument, TokenRequest, TokensPage, schema};
 use uuid::Uuid;
@@ -56,7 +56,7 @@ pub(crate) async fn create(
 pub(crate) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<TokensPage>, Problem> {
     caller.check(Action::ManageTokens)?;
     let (service, now) = (app.reread_service().await?, app.store().now().await?);
-    let tokens = service.tokens.iter().map(|token| document(token, now)).collect();
+    let tokens = service.tokens.iter().map(|token| TokenDocument::of(token, now)).collect();
     Ok(Json(TokensPage { tokens, next: None }))
 }
 
@@ -80,24 +80,5 @@ pub(crate) async fn revoke(
 
 async fn shown(app: &App, id: &Name) -> Result<TokenDocument, Problem> {
     let (service, now) = (app.reread_service().await?, app.store().now().await?);
-    service.tokens.of_id(id).map(|token| document(token, now)).ok_or_else(Problem::internal)
-}
-
-fn document(token: &Token, now: Timestamp) -> TokenDocument {
-    let grant = token.grant.as_ref();
-    let (revoked_at, revoked_by) = token.revoked.clone().unzip();
-    TokenDocument {
-        id: token.id.clone(),
-        name: token.name.clone(),
-        role: token.role.clone(),
-        executor: grant.and_then(|grant| grant.executor.clone()),
-        lanes: grant.map(|grant| grant.lanes.clone()).unwrap_or_default(),
-        device: grant.and_then(|grant| grant.device.clone()),
-        expires_at: token.expires_at,
-        state: token.state(now).as_str().to_owned(),
-        issued_at: token.issued_at,
-        issued_by: token.issued_by.clone(),
-        revoked_at,
-        revoked_by,
-    }
+    service.tokens.of_id(id).map(|token| TokenDocument::of(token, now)).ok_or_else(Problem::internal)
 }

@@ -173,13 +173,22 @@ pub struct AnswerDocument {
     #[serde(default)]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
     pub next_beat_within_seconds: Option<Span>,
+    /// While an executor holds the run: how long it may be silent once it has sent a heartbeat.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>))]
+    pub heartbeat_window_seconds: Option<Span>,
 }
 
 impl AnswerDocument {
     /// Shows a run after a step.
     pub fn of(seen: Seen<'_>, existing: bool, input: Option<Value>) -> AnswerDocument {
-        let interval = seen.policy.terms.heartbeat_interval;
-        let next_beat_within_seconds = seen.run.status.is_in_flight().then_some(interval);
-        AnswerDocument { run: RunDocument::of(seen), existing, input, next_beat_within_seconds }
+        let terms = Some(&seen.policy.terms).filter(|_| seen.run.status.is_in_flight());
+        AnswerDocument {
+            run: RunDocument::of(seen),
+            existing,
+            input,
+            next_beat_within_seconds: terms.map(|terms| terms.heartbeat_interval),
+            heartbeat_window_seconds: terms.map(|terms| terms.heartbeat_window),
+        }
     }
 }

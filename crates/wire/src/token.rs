@@ -1,5 +1,6 @@
 //! Tokens: who may do what.
 
+use lastbeat_domain::token::Token;
 use lastbeat_domain::{Name, Timestamp};
 use serde::{Deserialize, Serialize};
 
@@ -60,18 +61,43 @@ pub struct TokenDocument {
     pub expires_at: Option<Timestamp>,
     /// How it stands: `active`, `expired` or `revoked`.
     pub state: String,
+    /// Whether it can be used at all: one that an older program recorded has no secret.
+    pub usable: bool,
     /// When it was made.
     #[cfg_attr(feature = "openapi", schema(value_type = crate::schema::Timestamp))]
-    pub issued_at: Timestamp,
+    pub created_at: Timestamp,
     /// Who made it.
     #[cfg_attr(feature = "openapi", schema(value_type = crate::schema::Name))]
-    pub issued_by: Name,
+    pub created_by: Name,
     /// When it was revoked.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::schema::Timestamp>))]
     pub revoked_at: Option<Timestamp>,
     /// Who revoked it.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::schema::Name>))]
     pub revoked_by: Option<Name>,
+}
+
+impl TokenDocument {
+    /// Shows a token as it stands at log time `now`.
+    pub fn of(token: &Token, now: Timestamp) -> TokenDocument {
+        let grant = token.grant.as_ref();
+        let (revoked_at, revoked_by) = token.revoked.clone().unzip();
+        TokenDocument {
+            id: token.id.clone(),
+            name: token.name.clone(),
+            role: token.role.clone(),
+            executor: grant.and_then(|grant| grant.executor.clone()),
+            lanes: grant.map(|grant| grant.lanes.clone()).unwrap_or_default(),
+            device: grant.and_then(|grant| grant.device.clone()),
+            expires_at: token.expires_at,
+            state: token.state(now).as_str().to_owned(),
+            usable: token.admits(now).is_some(),
+            created_at: token.issued_at,
+            created_by: token.issued_by.clone(),
+            revoked_at,
+            revoked_by,
+        }
+    }
 }
 
 /// A token that was just made, with its secret, which is shown this once.
