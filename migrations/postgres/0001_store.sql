@@ -189,6 +189,12 @@ CREATE TABLE idempotency (
 
 CREATE INDEX idempotency_answered_at ON idempotency (answered_at);
 
+-- How far those have come who follow the log, by the names of their cursors.
+CREATE TABLE cursors (
+    name     text   PRIMARY KEY,
+    position bigint NOT NULL
+);
+
 -- The end of the log ------------------------------------------------------------------------------------------------
 
 -- Below which instant and position the log does not begin again, whatever left it: an import brings heartbeats that

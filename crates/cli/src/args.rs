@@ -4,27 +4,40 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use lastbeat_domain::policy::{LateCompletion, Mode};
-use lastbeat_domain::{ClaimId, Liveness, Name, RunId, Span, Status, Timestamp};
+use lastbeat_domain::{ClaimId, Liveness, Name, Role, RunId, Span, Status, Timestamp};
+
+use crate::serve::Serve;
 
 /// The flight recorder and the judge of runs: who is alive, and why a run was reaped, or why not yet.
 #[derive(Debug, Parser)]
 #[command(name = "lastbeat", version, propagate_version = true, max_term_width = 100)]
 pub(crate) struct Cli {
-    /// Where the facts are kept.
+    /// Where the facts are kept; sqlite://lastbeat.db if not given.
+    #[arg(long, global = true, env = "LASTBEAT_DATABASE_URL", hide_env_values = true, value_name = "URL")]
+    pub(crate) database: Option<String>,
+    /// A server to talk to instead of a database; several, separated by commas, if they are replicas of one service.
+    #[arg(long, global = true, env = "LASTBEAT_SERVER", value_delimiter = ',', value_name = "URL")]
+    pub(crate) server: Vec<String>,
+    /// The token to present to the server. In the environment nobody sees it; on the command line everybody on this
+    /// machine does.
     #[arg(
-        long,
+        id = "bearer",
+        long = "token",
         global = true,
-        env = "LASTBEAT_DATABASE_URL",
-        default_value = "sqlite://lastbeat.db",
-        value_name = "URL"
+        env = "LASTBEAT_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
     )]
-    pub(crate) database: String,
+    pub(crate) token: Option<String>,
     /// The form of the answer.
     #[arg(short = 'o', long = "format", global = true, value_enum, default_value_t = Output::Table)]
     pub(crate) format: Output,
     #[command(subcommand)]
     pub(crate) command: Command,
 }
+
+/// Where the facts are kept if nothing is said.
+pub(crate) const DATABASE: &str = "sqlite://lastbeat.db";
 
 /// The form of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -51,11 +64,16 @@ pub(crate) enum Command {
     /// Look at lanes and set their policies.
     #[command(subcommand)]
     Lane(Lane),
+    /// Serve the HTTP API, and sweep, until stopped.
+    Serve(Box<Serve>),
     /// Reap the runs that have lapsed, until stopped.
     Sweep(Sweep),
     /// Look at lanes in which nothing is reaped because too much went silent at once, and let reaping go on.
     #[command(subcommand)]
     Hold(Hold),
+    /// Make, list and revoke tokens: who may speak to a server, and what each may do.
+    #[command(subcommand)]
+    Token(Token),
     /// Import histories into a store without runs; all of the file, or nothing.
     Import {
         /// A file with one event a line.
@@ -100,6 +118,14 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Returns the word for it on the command line.
+    pub(crate) fn name(&self) -> String {
+        let debug = format!("{self:?}");
+        debug.chars().take_while(char::is_ascii_alphabetic).collect::<String>().to_lowercase()
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// The lane of the run.
@@ -118,6 +144,13 @@ pub(crate) struct Exec {
     /// How long the command may take to stop when told to, before it is killed.
     #[arg(long, default_value = "5s")]
     pub(crate) grace: Span,
+    /// With --server: do not run the command unless a server has recorded the run. Without this the command is run
+    /// even if no server answers; its run is recorded as soon as one does.
+    #[arg(long)]
+    pub(crate) require_server: bool,
+    /// With --server: for how long the end of the run is reported again while no server answers.
+    #[arg(long, value_name = "D", default_value = "1h")]
+    pub(crate) report_for: Span,
     /// The command and its arguments.
     #[arg(required = true, trailing_var_arg = true, value_name = "CMD")]
     pub(crate) command: Vec<std::ffi::OsString>,
@@ -250,8 +283,8 @@ pub(crate) struct List {
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(crate) limit: u32,
     /// Begin after this run: `next` of the page before.
-    #[arg(long, value_name = "RUN")]
-    pub(crate) after: Option<RunId>,
+    #[arg(long, value_name = "NEXT")]
+    pub(crate) after: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -424,6 +457,42 @@ pub(crate) enum Hold {
         #[arg(long)]
         reason: Option<String>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token and print its secret, this once.
+    Create(Box<CreateToken>),
+    /// List the tokens that were ever made; never their secrets.
+    List,
+    /// Let a token admit nobody any more.
+    Revoke {
+        /// Its name or id.
+        token: Name,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CreateToken {
+    /// What it may do: `executor` takes runs and reports on them, `submitter` makes, cancels and requeues them,
+    /// `auditor` sees all and does nothing, `operator` also reaps, releases holds and sets policies, `admin` does all.
+    #[arg(long)]
+    pub(crate) role: Role,
+    /// What it is called; what it does is recorded under this name.
+    #[arg(long)]
+    pub(crate) name: Name,
+    /// The executor that it speaks for; needed for the role `executor`.
+    #[arg(long)]
+    pub(crate) executor: Option<Name>,
+    /// A lane that it is for, all if none is given; may be given several times.
+    #[arg(long = "lane", value_name = "LANE")]
+    pub(crate) lanes: Vec<Name>,
+    /// The device that its executor presents.
+    #[arg(long)]
+    pub(crate) device: Option<Name>,
+    /// After which time it admits nobody any more, for example 90d; never if not given.
+    #[arg(long, value_name = "SPAN")]
+    pub(crate) expires: Option<Span>,
 }
 
 #[derive(Debug, Args)]

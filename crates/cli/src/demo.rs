@@ -16,10 +16,12 @@ use lastbeat_domain::decide::Command as Decision;
 use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::{Liveness, Name, Rule, RunId, Span, Status, Terms, Timestamp};
 use lastbeat_store::{Filter, Judged, Store, Stored, ask, postgres};
+use lastbeat_wire::answers::AskError;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::args::{self, Output};
 use crate::failure::Failure;
+use crate::place::Place;
 use crate::{look, output, run};
 
 const INTERVAL: Span = Span::from_millis(500);
@@ -305,7 +307,7 @@ impl Demo {
     }
 
     async fn judged(&self, id: RunId) -> Result<Judged, Failure> {
-        ask::run(self.store.as_ref(), id).await?.ok_or_else(|| Failure::unknown_run(id))
+        ask::run(self.store.as_ref(), id).await?.ok_or_else(|| AskError::UnknownRun(id).into())
     }
 
     async fn until(&self, what: &str, id: RunId, holds: impl Fn(&Judged) -> bool) -> Result<Judged, Failure> {
@@ -391,7 +393,7 @@ impl Demo {
         if let Some(victim) = parts.iter().find(|part| part.name == "victim").and_then(|part| part.run) {
             output::line(&format!("\n$ lastbeat why {victim}"))?;
             let question = args::Why { run: victim, at: None, attempt: None };
-            look::why(self.store.as_ref(), &question, Output::Table).await?;
+            look::why(&Place::Store(Arc::clone(&self.store)), &question, Output::Table).await?;
         }
         let damage = self.store.verify(&|_, _| ()).await?.damage;
         broken.extend(damage.iter().map(ToString::to_string));

@@ -1,30 +1,29 @@
 //! What the user is told when a command fails: a code for programs and a sentence for people.
 
+use std::borrow::Cow;
+
+use lastbeat_client::ClientError;
 use lastbeat_domain::decide::Refusal;
-use lastbeat_domain::{RunId, Timestamp};
 use lastbeat_store::{CommandError, ImportError, StoreError};
+use lastbeat_wire::answers::AskError;
 
 /// A command that failed; the process exits with 1.
 #[derive(Debug)]
 pub(crate) struct Failure {
-    pub(crate) code: &'static str,
+    pub(crate) code: Cow<'static, str>,
     pub(crate) message: String,
+    /// Whether the same may succeed later: the database or the server is away.
+    pub(crate) transient: bool,
 }
 
 impl Failure {
-    pub(crate) fn new(code: &'static str, message: impl Into<String>) -> Failure {
-        Failure { code, message: message.into() }
+    pub(crate) fn new(code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Failure {
+        Failure { code: code.into(), message: message.into(), transient: false }
     }
 
-    pub(crate) fn unknown_run(run: RunId) -> Failure {
-        Failure::new("unknown_run", format!("there is no run {run}; `lastbeat run list` shows what there is"))
-    }
-
-    pub(crate) fn not_there_yet(run: RunId, at: Timestamp) -> Failure {
-        Failure::new(
-            "unknown_run",
-            format!("run {run} was not there at {at}; `lastbeat history` shows when it was created"),
-        )
+    /// Says whether the run is no longer the executor's.
+    pub(crate) fn is_fenced(&self) -> bool {
+        matches!(&*self.code, "stale_attempt" | "settled")
     }
 }
 
@@ -45,7 +44,25 @@ impl From<StoreError> for Failure {
             StoreError::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => "broken_pipe",
             _ => "internal",
         };
-        Failure::new(code, error.to_string())
+        Failure { transient: error.is_transient(), ..Failure::new(code, error.to_string()) }
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Failure {
+        match (error.code(), error) {
+            (_, AskError::Store(error)) => error.into(),
+            (code, error) => Failure::new(code.unwrap_or("internal"), error.to_string()),
+        }
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Failure {
+        // A server that fails is no better than one that is not there.
+        let failed = error.problem().is_some_and(|problem| problem.status >= 500);
+        let transient = error.is_transient() || failed;
+        Failure { transient, ..Failure::new(error.code().to_owned(), error.to_string()) }
     }
 }
 

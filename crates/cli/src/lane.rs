@@ -1,72 +1,53 @@
 //! `lastbeat lane …`: policies.
 
-use lastbeat_domain::decide::Command;
-use lastbeat_domain::{Name, Span, Terms};
-use lastbeat_store::{Store, ask};
-use serde_json::{Value, json};
+use lastbeat_domain::{Span, Terms};
+use lastbeat_wire::LaneDocument;
 
 use crate::args::{self, Output};
 use crate::failure::Failure;
 use crate::output;
-use crate::run::{execute, person};
+use crate::place::Place;
 
-/// How many runs are named when a policy is refused.
-const NAMED_MAX: usize = 5;
-
-pub(crate) async fn lane(store: &dyn Store, command: args::Lane, form: Output) -> Result<(), Failure> {
+pub(crate) async fn lane(place: &Place, command: args::Lane, form: Output) -> Result<(), Failure> {
     match command {
-        args::Lane::List => list(store, form).await,
-        args::Lane::Show { lane } => show(store, &lane, form).await,
-        args::Lane::Set(arguments) => set(store, *arguments, form).await,
+        args::Lane::List => list(place, form).await,
+        args::Lane::Show { lane } => show(&place.lane(&lane).await?, form),
+        args::Lane::Set(arguments) => set(place, *arguments, form).await,
     }
 }
 
-async fn document(store: &dyn Store, lane: &Name) -> Result<Value, Failure> {
-    let policy = store.service_log().await?.policy(lane, store.now().await?);
-    let runs = store.count(lane).await?;
-    let runs: serde_json::Map<String, Value> =
-        runs.into_iter().map(|(status, count)| (status.as_str().to_owned(), count.into())).collect();
-    Ok(json!({"lane": lane, "policy_version": policy.version, "policy": policy.terms, "runs": runs}))
-}
-
-async fn list(store: &dyn Store, form: Output) -> Result<(), Failure> {
-    let lanes = store.lanes().await?;
-    let mut documents = Vec::with_capacity(lanes.len());
-    for lane in &lanes {
-        documents.push(document(store, lane).await?);
-    }
+async fn list(place: &Place, form: Output) -> Result<(), Failure> {
+    let page = place.lanes().await?;
     match form {
-        Output::Json => output::json_line(&json!({"lanes": documents, "next": null})),
-        Output::Jsonl => documents.iter().try_for_each(output::json_line),
+        Output::Json => output::json_line(&page),
+        Output::Jsonl => page.lanes.iter().try_for_each(output::json_line),
         Output::Table => {
-            let service = store.service_log().await?;
-            let now = store.now().await?;
-            let row = |lane: &Name, document: &Value| {
-                let policy = service.policy(lane, now);
-                vec![
-                    lane.to_string(),
-                    policy.version.to_string(),
-                    policy.terms.heartbeat_window.to_string(),
-                    policy.terms.coarse_ttl.to_string(),
-                    document["runs"].to_string(),
-                ]
-            };
-            let rows = lanes.iter().zip(&documents).map(|(lane, document)| row(lane, document)).collect();
-            output::table(&["LANE", "POLICY", "HEARTBEAT WINDOW", "COARSE TTL", "RUNS"], rows)
+            let heading = ["LANE", "POLICY", "HEARTBEAT WINDOW", "COARSE TTL", "RUNS"];
+            output::table(&heading, page.lanes.iter().map(row).collect())
         }
     }
 }
 
-async fn show(store: &dyn Store, lane: &Name, form: Output) -> Result<(), Failure> {
+fn row(document: &LaneDocument) -> Vec<String> {
+    let terms = &document.policy.0;
+    vec![
+        document.lane.to_string(),
+        document.policy_version.to_string(),
+        terms.heartbeat_window.to_string(),
+        terms.coarse_ttl.to_string(),
+        serde_json::to_string(&document.runs).unwrap_or_default(),
+    ]
+}
+
+fn show(document: &LaneDocument, form: Output) -> Result<(), Failure> {
     if form != Output::Table {
-        return output::json_line(&document(store, lane).await?);
+        return output::json_line(document);
     }
-    let policy = store.service_log().await?.policy(lane, store.now().await?);
-    let terms = &policy.terms;
+    let terms = &document.policy.0;
     let off = |window: Option<Span>| window.map_or_else(|| "off".to_owned(), |window| window.to_string());
     output::pairs(&[
-        ("lane", lane.to_string()),
-        ("policy version", policy.version.to_string()),
+        ("lane", document.lane.to_string()),
+        ("policy version", document.policy_version.to_string()),
         ("heartbeat interval", terms.heartbeat_interval.to_string()),
         ("heartbeat window", format!("{} (a run that beats may be silent so long)", terms.heartbeat_window)),
         ("coarse ttl", format!("{} (a run that never beats is believed so long)", terms.coarse_ttl)),
@@ -98,26 +79,12 @@ fn word<T: serde::Serialize>(value: &T) -> String {
     serde_json::to_value(value).ok().and_then(|value| value.as_str().map(ToOwned::to_owned)).unwrap_or_default()
 }
 
-async fn set(store: &dyn Store, arguments: args::SetLane, form: Output) -> Result<(), Failure> {
-    let before = store.service_log().await?.policy(&arguments.lane, store.now().await?);
-    let terms = changed(before.terms, &arguments);
+async fn set(place: &Place, arguments: args::SetLane, form: Output) -> Result<(), Failure> {
+    let before = place.lane(&arguments.lane).await?;
+    let terms = changed(before.policy.0, &arguments);
     terms.validate().map_err(|error| Failure::new("invalid", error.to_string()))?;
-    let lapsing = ask::would_lapse(store, &arguments.lane, &terms).await?;
-    if !lapsing.is_empty() && !arguments.force {
-        let named: Vec<String> = lapsing.iter().take(NAMED_MAX).map(ToString::to_string).collect();
-        let more = lapsing.len().saturating_sub(NAMED_MAX);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        let message = format!(
-            "under this policy {} open runs would lapse at once: {}{more}; give --force to set it all the same",
-            lapsing.len(),
-            named.join(", ")
-        );
-        return Err(Failure::new("would_lapse", message));
-    }
-    let lane = arguments.lane.clone();
-    let (terms, expected_version, by) = (Box::new(terms), Some(before.version), Some(person()?));
-    execute(store, Command::SetPolicy { lane, terms, expected_version, by }).await?;
-    show(store, &arguments.lane, form).await
+    let document = place.set_policy(&arguments.lane, terms, before.policy_version, arguments.force).await?;
+    show(&document, form)
 }
 
 fn changed(mut terms: Terms, arguments: &args::SetLane) -> Terms {

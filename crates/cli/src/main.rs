@@ -1,39 +1,56 @@
 //! The binary `lastbeat`.
 
 mod args;
+mod contact;
 mod demo;
 mod exec;
 mod failure;
+mod group;
 mod hold;
 mod house;
 mod lane;
+mod log;
 mod look;
 mod obtain;
 mod output;
+mod place;
 mod progress;
 mod run;
+mod serve;
+mod target;
+mod token;
 
 use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
+use lastbeat_server::config::LogFormat;
 use lastbeat_store::Store;
 
 use crate::args::{Cli, Command, Output};
 use crate::failure::Failure;
+use crate::place::Place;
+use crate::target::Target;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("LASTBEAT_LOG").unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let target = Target::of(&cli, &matches).unwrap_or_else(|error| error.exit());
     let output = cli.format;
+    // A server is told how to log by its settings.
+    if !matches!(cli.command, Command::Serve(_)) {
+        let filter = std::env::var("LASTBEAT_LOG").unwrap_or_else(|_| "warn".to_owned());
+        if let Err(failure) = log::start(&filter, LogFormat::Text) {
+            return tell(&failure, output);
+        }
+    }
     // The main future is polled on the main thread, which lives as long as the process: `exec` depends on it.
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return tell(&Failure::new("internal", format!("cannot start: {error}")), output),
     };
-    match runtime.block_on(dispatch(cli)) {
+    match runtime.block_on(dispatch(cli, target)) {
         Ok(code) => code,
         Err(failure) => tell(&failure, output),
     }
@@ -53,35 +70,42 @@ fn tell(failure: &Failure, output: Output) -> ExitCode {
     ExitCode::from(1)
 }
 
-async fn dispatch(cli: Cli) -> Result<ExitCode, Failure> {
-    let (database, output) = (cli.database, cli.format);
+async fn dispatch(cli: Cli, target: Target) -> Result<ExitCode, Failure> {
+    if let Command::Serve(arguments) = cli.command {
+        serve::serve(cli.database, *arguments).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let output = cli.format;
     match cli.command {
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "lastbeat", &mut std::io::stdout());
             Ok(ExitCode::SUCCESS)
         }
         Command::Guard { group } => {
-            exec::guard(group);
+            group::guard(group);
             Ok(ExitCode::SUCCESS)
         }
         Command::Migrate(arguments) => {
-            house::migrate(&database, &arguments, output).await?;
+            house::migrate(target.database("migrate")?, &arguments, output).await?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Demo { keep } => {
-            let broken = demo::demo(&database, keep).await?;
+            let broken = demo::demo(target.database("demo")?, keep).await?;
             if broken.is_empty() {
                 output::line("\nEvery claim of the story held.")?;
                 return Ok(ExitCode::SUCCESS);
             }
             Err(Failure::new("demo", format!("these claims did not hold: {}", broken.join("; "))))
         }
-        command => {
-            let store = lastbeat_store::open(&database, writes(&command)).await?;
-            let result = on_store(Arc::clone(&store), command, output).await;
-            store.close().await;
-            result
-        }
+        command => match target {
+            Target::Database(database) => {
+                let store = lastbeat_store::open(&database, writes(&command)).await?;
+                let result = on_store(Arc::clone(&store), command, output).await;
+                store.close().await;
+                result
+            }
+            Target::Server(options) => on_server(options, command, output).await,
+        },
     }
 }
 
@@ -90,6 +114,7 @@ fn writes(command: &Command) -> bool {
     match command {
         Command::Exec(_) | Command::Sweep(args::Sweep { dry_run: false, .. }) => true,
         Command::Import { .. } | Command::Generate(_) | Command::Lane(args::Lane::Set(_)) => true,
+        Command::Token(args::Token::Create(_)) => true,
         Command::Run(run) => matches!(run, args::Run::Create(_) | args::Run::Claim(_)),
         _ => false,
     }
@@ -97,22 +122,41 @@ fn writes(command: &Command) -> bool {
 
 async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Result<ExitCode, Failure> {
     match command {
-        Command::Exec(arguments) => return exec::exec(store, arguments).await,
-        Command::Run(command) => run::run(store.as_ref(), command, output).await?,
-        Command::Why(arguments) => look::why(store.as_ref(), &arguments, output).await?,
-        Command::History(arguments) => look::history(store.as_ref(), &arguments, output).await?,
-        Command::Lane(command) => lane::lane(store.as_ref(), command, output).await?,
-        Command::Hold(command) => hold::hold(store.as_ref(), command, output).await?,
+        Command::Token(command) => token::token(store.as_ref(), command, output).await?,
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
         Command::Export => house::export(store.as_ref()).await?,
         Command::Generate(arguments) => house::generate(store.as_ref(), arguments, output).await?,
-        Command::Replay(arguments) => look::replay(store.as_ref(), &arguments, output).await?,
         Command::Verify => house::verify(store.as_ref(), output).await?,
         Command::Rebuild => house::rebuild(store.as_ref(), output).await?,
         Command::Backup { file } => house::backup(store.as_ref(), &file, output).await?,
         Command::Doctor => house::doctor(store.as_ref(), output).await?,
-        Command::Completions { .. } | Command::Guard { .. } | Command::Demo { .. } | Command::Migrate(_) => {}
+        command => return anywhere(&Place::Store(store), command, output).await,
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn on_server(options: lastbeat_client::Options, command: Command, output: Output) -> Result<ExitCode, Failure> {
+    let options = match &command {
+        Command::Exec(arguments) => contact::patient(options, arguments.report_for),
+        // Somebody waits for the answer of all else.
+        _ => options.report_patience(lastbeat_client::Options::PATIENCE),
+    };
+    let place = Place::Server(lastbeat_client::Api::new(options)?);
+    anywhere(&place, command, output).await
+}
+
+/// The commands that are the same on a store and on a server.
+async fn anywhere(place: &Place, command: Command, output: Output) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Exec(arguments) => return exec::exec(place, arguments).await,
+        Command::Run(command) => run::run(place, command, output).await?,
+        Command::Why(arguments) => look::why(place, &arguments, output).await?,
+        Command::History(arguments) => look::history(place, &arguments, output).await?,
+        Command::Replay(arguments) => look::replay(place, &arguments, output).await?,
+        Command::Lane(command) => lane::lane(place, command, output).await?,
+        Command::Hold(command) => hold::hold(place, command, output).await?,
+        command => return Err(target::needs_database(&command.name())),
     }
     Ok(ExitCode::SUCCESS)
 }

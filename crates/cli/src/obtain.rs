@@ -3,102 +3,149 @@
 //! A key stands for work that must not be done twice at once. So who finds it taken looks at the run that has it: one
 //! that lapsed is reaped first, one that waits is claimed as its next attempt, and one that is in flight stays alone.
 
-use lastbeat_domain::decide::{Command, Report, RunSpec};
-use lastbeat_domain::{Name, RefusalCode, Span, Status};
-use lastbeat_store::{Answer, CommandError, Judged, Store};
+use lastbeat_client::Lease;
+use lastbeat_domain::decide::{Command, RunSpec};
+use lastbeat_domain::{Liveness, Name, Span, Status, Terms};
+use lastbeat_wire::{AnswerDocument, ClaimBy, ClaimRequest, CreateRequest, RunDocument};
+use uuid::Uuid;
 
 use crate::failure::Failure;
+use crate::place::{Done, Place};
 use crate::run::{claimant, new_run_id};
 
 /// How many times to look again because somebody else was faster.
 const TRIES_MAX: u32 = 20;
 
-/// What is wanted.
+/// What is wanted, and by whom.
+#[derive(Clone)]
 pub(crate) struct Request {
     pub(crate) lane: Name,
     pub(crate) goal: Option<Name>,
     pub(crate) unique_key: Option<Name>,
+    pub(crate) executor: Name,
+    /// What the creation is known by until it is answered: whoever asks again after a lost answer makes no second run.
+    idempotency_key: String,
 }
 
-/// The attempt that was claimed.
-pub(crate) struct Obtained {
-    pub(crate) report: Report,
-    /// How often to beat.
-    pub(crate) interval: Span,
+impl Request {
+    pub(crate) fn new(lane: Name, goal: Option<Name>, unique_key: Option<Name>, executor: Name) -> Request {
+        Request { lane, goal, unique_key, executor, idempotency_key: new_key() }
+    }
+
+    fn spec(&self) -> RunSpec {
+        let (goal, unique_key) = (self.goal.clone(), self.unique_key.clone());
+        RunSpec { goal, unique_key, ..RunSpec::of_lane(self.lane.clone()) }
+    }
 }
 
-/// Makes and claims a run, or claims the one that waits with the key.
-pub(crate) async fn obtain(store: &dyn Store, request: &Request, executor: &Name) -> Result<Obtained, Failure> {
+fn new_key() -> String {
+    Uuid::new_v4().to_string()
+}
+
+/// Makes and claims a run, or claims the one that waits with the key. After a failure that may pass it may be called
+/// again.
+pub(crate) async fn obtain(place: &Place, request: &mut Request) -> Result<Lease, Failure> {
     for _ in 0..TRIES_MAX {
-        let claim = claimant(executor.clone(), None);
-        let spec = RunSpec {
-            goal: request.goal.clone(),
-            unique_key: request.unique_key.clone(),
-            ..RunSpec::of_lane(request.lane.clone())
-        };
-        let create = Command::Create { run: new_run_id(), spec: Box::new(spec), claim: Some(claim.clone()) };
-        let Answer { judged: Some(found), existing, .. } = carry_out(store, create).await? else { continue };
-        if !existing {
-            return Ok(obtained(&found, executor));
+        let found = create(place, request).await?;
+        request.idempotency_key = new_key();
+        if !found.existing {
+            return lease(&found);
         }
-        if found.run.lane != request.lane {
-            return Err(taken(&found, &format!("in lane {}", found.run.lane)));
+        let found = &found.run;
+        if found.lane != request.lane {
+            return Err(taken(found, &format!("in lane {}", found.lane)));
         }
-        let run = found.run.id;
-        let step = if found.verdict.is_lapsed() {
-            Command::Reap { run, by: executor.clone(), by_hand: None }
-        } else if found.run.status == Status::Pending {
-            wait_until_due(&found).await?;
-            Command::ClaimRun { run, claimant: claim }
+        let step = if found.verdict == Liveness::Lapsed {
+            reap(place, request, found).await.map(|()| None)
+        } else if found.status == Status::Pending {
+            wait_until_due(place, found).await?;
+            claim(place, request, found).await
         } else {
-            return Err(taken(&found, &format!("{} at attempt {}", found.verdict.liveness, found.run.attempt)));
+            return Err(taken(found, &format!("{} at attempt {}", found.verdict, found.attempt)));
         };
-        let claims = matches!(step, Command::ClaimRun { .. });
-        match store.execute(vec![step]).await.pop() {
-            Some(Ok(Answer { judged: Some(judged), .. })) if claims => return Ok(obtained(&judged, executor)),
+        match step {
+            Ok(Some(claimed)) => return lease(&claimed),
             // Reaped: now the key is free, or the run waits for its next attempt.
-            Some(Ok(_)) | None => {}
-            Some(Err(CommandError::Refused(refusal)))
-                if matches!(refusal.code, RefusalCode::NotLapsed | RefusalCode::NotClaimable)
-                    && found.run.device.is_none() => {}
-            Some(Err(CommandError::Refused(refusal))) => return Err(taken(&found, &refusal.message)),
-            Some(Err(error)) => return Err(error.into()),
+            Ok(None) => {}
+            Err(failure) if matches!(&*failure.code, "not_lapsed" | "not_claimable") && found.device.is_none() => {}
+            Err(failure) if failure.transient => return Err(failure),
+            Err(failure) => return Err(taken(found, &failure.message)),
         }
     }
     Err(Failure::new("unique_key_open", "others keep taking the runs with this key; the command was not run"))
 }
 
-async fn carry_out(store: &dyn Store, command: Command) -> Result<Answer, Failure> {
-    crate::run::execute(store, command).await
-}
-
-fn obtained(judged: &Judged, executor: &Name) -> Obtained {
-    let run = &judged.run;
-    let claim = run.claim.as_ref().and_then(|claim| claim.id.clone());
-    let report = Report { run: run.id, attempt: run.attempt, claim, executor: Some(executor.clone()) };
-    Obtained { report, interval: judged.policy.terms.heartbeat_interval }
-}
-
-/// A run that was reaped waits a little before its next attempt; it is waited for. One that is meant for later is not.
-async fn wait_until_due(found: &Judged) -> Result<(), Failure> {
-    let due_at = found.run.waiting.due_at;
-    let wait = due_at.since(found.at);
-    if wait > found.policy.terms.retry_backoff_max {
-        return Err(taken(found, &format!("not to be claimed before {due_at}")));
+async fn create(place: &Place, request: &Request) -> Result<AnswerDocument, Failure> {
+    if let Place::Server(api) = place {
+        let claim = Some(ClaimBy { executor: request.executor.clone(), device: None });
+        let create = CreateRequest { claim, ..request.spec().into() };
+        return Ok(api.create_as(&create, &request.idempotency_key).await?);
     }
-    if wait > Span::ZERO {
-        eprintln!("lastbeat: run {} may be claimed again in {wait}; waiting", found.run.id);
-        tokio::time::sleep(wait.to_std()).await;
+    let claim = Some(claimant(request.executor.clone(), None));
+    let create = Command::Create { run: new_run_id(), spec: Box::new(request.spec()), claim };
+    match place.execute(create).await? {
+        Done::Run(found) => Ok(*found),
+        Done::Heard(_) | Done::Nothing => Err(Failure::new("internal", "the creation was not answered")),
+    }
+}
+
+async fn reap(place: &Place, request: &Request, found: &RunDocument) -> Result<(), Failure> {
+    match place {
+        Place::Server(api) => {
+            api.reap(found.run, Some("its unique key is wanted".to_owned())).await?;
+        }
+        Place::Store(_) => {
+            let by = request.executor.clone();
+            place.execute(Command::Reap { run: found.run, by, by_hand: None }).await?;
+        }
     }
     Ok(())
 }
 
-fn taken(found: &Judged, how: &str) -> Failure {
-    let run = found.run.id;
-    let held = found.run.executor().filter(|_| found.run.status.is_in_flight());
+async fn claim(place: &Place, request: &Request, found: &RunDocument) -> Result<Option<AnswerDocument>, Failure> {
+    let executor = request.executor.clone();
+    if let Place::Server(api) = place {
+        let run = Some(found.run);
+        let claim = ClaimRequest { executor, lanes: Vec::new(), device: None, wait_seconds: None, run };
+        return Ok(api.claim(&claim).await?);
+    }
+    let claim = Command::ClaimRun { run: found.run, claimant: claimant(executor, None) };
+    match place.execute(claim).await? {
+        Done::Run(claimed) => Ok(Some(*claimed)),
+        Done::Heard(_) | Done::Nothing => Ok(None),
+    }
+}
+
+fn lease(answer: &AnswerDocument) -> Result<Lease, Failure> {
+    Lease::of(answer).ok_or_else(|| {
+        let message = format!("run {} was claimed and is {} already", answer.run.run, answer.run.status);
+        Failure::new("not_claimable", message)
+    })
+}
+
+/// A run that was reaped waits a little before its next attempt; it is waited for. One that is meant for later is not.
+async fn wait_until_due(place: &Place, found: &RunDocument) -> Result<(), Failure> {
+    let Some(due_at) = found.due_at else { return Ok(()) };
+    let wait = due_at.since(found.at);
+    if wait == Span::ZERO {
+        return Ok(());
+    }
+    // A token may be good for the runs of a lane without being good for its policy.
+    let terms = place.lane(&found.lane).await.map_or_else(|_| Terms::default(), |lane| lane.policy.0);
+    if wait > terms.retry_backoff_max {
+        return Err(taken(found, &format!("not to be claimed before {due_at}")));
+    }
+    eprintln!("lastbeat: run {} may be claimed again in {wait}; waiting", found.run);
+    tokio::time::sleep(wait.to_std()).await;
+    Ok(())
+}
+
+fn taken(found: &RunDocument, how: &str) -> Failure {
+    let run = found.run;
+    let held = found.executor.as_ref().filter(|_| found.status.is_in_flight());
     let by = held.map_or_else(String::new, |executor| format!(", held by {executor}"));
     Failure::new(
         "unique_key_open",
-        format!("run {run} has the unique key and is {}{by} ({how}); the command was not run", found.run.status),
+        format!("run {run} has the unique key and is {}{by} ({how}); the command was not run", found.status),
     )
 }

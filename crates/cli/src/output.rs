@@ -4,10 +4,10 @@ use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
 use comfy_table::{Table, presets};
-use lastbeat_domain::{Liveness, Status};
-use lastbeat_store::{Health, Judged};
+use lastbeat_domain::{Liveness, Timestamp};
+use lastbeat_store::Health;
+use lastbeat_wire::RunDocument;
 use serde::Serialize;
-use serde_json::{Value, json};
 
 use crate::failure::Failure;
 
@@ -72,42 +72,20 @@ pub(crate) fn health(health: Health) -> String {
     format!("{style}{}{style:#}", health.as_str())
 }
 
-/// A run as `run show` gives it.
-pub(crate) fn shown(judged: &Judged) -> Value {
-    let run = &judged.run;
-    let outcome = run.outcome.as_ref().filter(|_| run.status.is_terminal());
-    json!({
-        "run": run.id, "lane": run.lane, "goal": run.goal, "device": run.device, "unique_key": run.unique_key,
-        "labels": run.labels, "status": run.status, "attempt": run.attempt,
-        "claim": run.claim.as_ref().and_then(|claim| claim.id.as_ref()), "executor": run.executor(),
-        "created_at": run.created_at, "not_before": run.not_before, "claimed_at": run.claimed_at(),
-        "started_at": run.started_at, "last_heartbeat_at": run.last_heartbeat_at(), "beats": run.beats,
-        "progress": run.progress, "cancel_requested": run.cancel_requested, "version": run.version,
-        "outcome": outcome.map(|outcome| &outcome.event), "verdict": judged.verdict.liveness,
-        "rule": judged.verdict.rule(), "lapses_at": judged.verdict.lapses_at(), "deaf_since": judged.listening.deaf_since(),
-        "at": judged.at,
-    })
-}
-
 /// A run as a row of `run list`.
-pub(crate) fn row(judged: &Judged) -> Vec<String> {
-    let run = &judged.run;
+pub(crate) fn row(run: &RunDocument) -> Vec<String> {
     let dash = || "-".to_owned();
     vec![
-        run.id.to_string(),
+        run.run.to_string(),
         run.lane.to_string(),
         run.goal.as_ref().map_or_else(dash, ToString::to_string),
-        status(run.status),
-        liveness(judged.verdict.liveness),
+        run.status.to_string(),
+        liveness(run.verdict),
         run.attempt.to_string(),
-        run.executor().map_or_else(dash, ToString::to_string),
-        run.last_heartbeat_at().map_or_else(dash, |at| format!("{} ago", judged.at.since(at))),
-        judged.verdict.lapses_at().map_or_else(dash, lastbeat_domain::Timestamp::to_the_second),
+        run.executor.as_ref().map_or_else(dash, ToString::to_string),
+        run.last_heartbeat_at.map_or_else(dash, |at| format!("{} ago", run.at.since(at))),
+        run.lapses_at.map_or_else(dash, Timestamp::to_the_second),
     ]
-}
-
-fn status(status: Status) -> String {
-    status.to_string()
 }
 
 /// The heading of `run list`.

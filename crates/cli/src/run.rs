@@ -1,19 +1,20 @@
 //! `lastbeat run …`: each step of a run by hand, and looking at runs.
 
 use lastbeat_domain::decide::{ByHand, Claimant, Command, Report, RunSpec};
-use lastbeat_domain::{ClaimId, Name, RunId, Status};
-use lastbeat_store::{Answer, Filter, Heard, Store, ask};
-use serde_json::json;
+use lastbeat_domain::{ClaimId, Name, RunId};
+use lastbeat_store::{Answer, Store};
+use lastbeat_wire::{AnswerDocument, Directive, HeartbeatDocument};
 use uuid::Uuid;
 
 use crate::args::{self, Output};
 use crate::failure::Failure;
 use crate::output;
+use crate::place::{Done, Place};
 
-pub(crate) async fn run(store: &dyn Store, command: args::Run, form: Output) -> Result<(), Failure> {
+pub(crate) async fn run(place: &Place, command: args::Run, form: Output) -> Result<(), Failure> {
     let command = match command {
-        args::Run::List(arguments) => return list(store, arguments, form).await,
-        args::Run::Show { run } => return show(store, run, form).await,
+        args::Run::List(arguments) => return list(place, arguments, form).await,
+        args::Run::Show { run } => return show(place, run, form).await,
         args::Run::Create(arguments) => create(arguments),
         args::Run::Claim(arguments) => {
             let args::Claim { lanes, executor, device } = arguments;
@@ -29,11 +30,14 @@ pub(crate) async fn run(store: &dyn Store, command: args::Run, form: Output) -> 
             Command::Reap { run, by: person()?, by_hand: Some(ByHand { reason }) }
         }
     };
-    let answer = execute(store, command).await?;
-    answered(&answer, form)
+    match place.execute(command).await? {
+        Done::Run(document) => answered(&document, form),
+        Done::Heard(document) => told(&document, form),
+        Done::Nothing => Ok(()),
+    }
 }
 
-/// Carries out one command.
+/// Carries out one command on a store.
 pub(crate) async fn execute(store: &dyn Store, command: Command) -> Result<Answer, Failure> {
     let mut outcomes = store.execute(vec![command]).await;
     match outcomes.pop() {
@@ -78,57 +82,37 @@ fn report(arguments: args::Report) -> Report {
     Report { run, attempt, claim, executor: None }
 }
 
-fn answered(answer: &Answer, form: Output) -> Result<(), Failure> {
-    if let Some(heard) = &answer.heard {
-        return told(heard, form);
-    }
-    let Some(judged) = &answer.judged else { return Ok(()) };
-    let mut document = output::shown(judged);
-    document["existing"] = json!(answer.existing);
-    if answer.input.is_some() {
-        document["input"] = json!(answer.input);
-    }
+fn answered(document: &AnswerDocument, form: Output) -> Result<(), Failure> {
     if form != Output::Table {
-        return output::json_line(&document);
+        return output::json_line(document);
     }
-    let run = &judged.run;
-    let existing = if answer.existing { " (it was open already, with that unique key)" } else { "" };
-    output::line(&format!("run {} is {} at attempt {}{existing}", run.id, run.status, run.attempt))?;
-    match run.claim.as_ref().and_then(|claim| claim.id.as_ref()) {
+    let run = &document.run;
+    let existing = if document.existing { " (it was open already, with that unique key)" } else { "" };
+    output::line(&format!("run {} is {} at attempt {}{existing}", run.run, run.status, run.attempt))?;
+    match &run.claim {
         Some(claim) if run.status.is_in_flight() => output::line(&format!("claim {claim}")),
         _ => Ok(()),
     }
 }
 
-fn told(heard: &Heard, form: Output) -> Result<(), Failure> {
-    let Heard { run, attempt, version, at, cancel_requested, interval, lapses_at } = heard;
+fn told(document: &HeartbeatDocument, form: Output) -> Result<(), Failure> {
     if form != Output::Table {
-        let directive = if *cancel_requested { "cancel" } else { "continue" };
-        return output::json_line(&json!({
-            "run": run, "status": Status::Running, "attempt": attempt, "version": version, "at": at,
-            "directive": directive, "next_beat_within_seconds": interval, "lapses_at": lapses_at,
-        }));
+        return output::json_line(document);
     }
-    let stop = if *cancel_requested { "; it is to be cancelled: stop working on it" } else { "" };
+    let HeartbeatDocument { run, attempt, at, directive, .. } = document;
+    let stop = match directive {
+        Directive::Continue => "",
+        Directive::Cancel => "; it is to be cancelled: stop working on it",
+        Directive::Stop => "; it is no longer yours: stop working on it",
+    };
     output::line(&format!("run {run} was heard of at {at}, attempt {attempt}{stop}"))
 }
 
-async fn list(store: &dyn Store, arguments: args::List, form: Output) -> Result<(), Failure> {
-    let filter =
-        Filter { lane: arguments.lane, goal: arguments.goal, statuses: arguments.status.into_iter().collect() };
-    let limit = arguments.limit as usize;
-    if let Some(after) = arguments.after
-        && store.run(after).await?.is_none()
-    {
-        return Err(Failure::unknown_run(after));
-    }
-    let page = ask::list(store, &filter, arguments.verdict, arguments.after, limit).await?;
+async fn list(place: &Place, arguments: args::List, form: Output) -> Result<(), Failure> {
+    let page = place.runs(arguments).await?;
     match form {
-        Output::Json => {
-            let runs: Vec<_> = page.runs.iter().map(output::shown).collect();
-            output::json_line(&json!({"runs": runs, "next": page.next}))
-        }
-        Output::Jsonl => page.runs.iter().try_for_each(|judged| output::json_line(&output::shown(judged))),
+        Output::Json => output::json_line(&page),
+        Output::Jsonl => page.runs.iter().try_for_each(output::json_line),
         Output::Table if page.runs.is_empty() => {
             output::line("no runs; `lastbeat exec --lane L -- CMD` or `lastbeat run create --lane L` makes one")
         }
@@ -142,12 +126,12 @@ async fn list(store: &dyn Store, arguments: args::List, form: Output) -> Result<
     }
 }
 
-async fn show(store: &dyn Store, id: RunId, form: Output) -> Result<(), Failure> {
-    let judged = ask::run(store, id).await?.ok_or_else(|| Failure::unknown_run(id))?;
-    let document = output::shown(&judged);
+async fn show(place: &Place, id: RunId, form: Output) -> Result<(), Failure> {
+    let document = place.run(id).await?;
     if form != Output::Table {
         return output::json_line(&document);
     }
+    let document = serde_json::to_value(document).unwrap_or_default();
     let fields = document.as_object().into_iter().flatten().filter(|(_, value)| !value.is_null());
     let text = |value: &serde_json::Value| value.as_str().map_or_else(|| value.to_string(), ToOwned::to_owned);
     let pairs: Vec<(&str, String)> = fields.map(|(name, value)| (name.as_str(), text(value))).collect();

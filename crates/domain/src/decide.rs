@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
+use crate::access::{Grant, Role};
 use crate::event::{BasisEvidence, Event, Evidence, ReleaseCause, RunEvent, ServiceEvent, Signal};
 use crate::explain;
 use crate::hold::{self, Census, HoldState, Pace};
@@ -16,6 +17,7 @@ use crate::listening::{self, Beacon, BeaconRole, ClockStep, Listening, Promise};
 use crate::policy::{LanePolicy, LateCompletion, Mode, Terms};
 use crate::run::{Outcome, Run, Status};
 use crate::time::Timestamp;
+use crate::token::{TokenSpec, Tokens};
 use crate::verdict::{Charge, Rule, judge};
 
 /// The most bytes that `input`, `output`, `progress`, `error` or `reason` may have as JSON.
@@ -24,6 +26,8 @@ pub const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
 pub const LABELS_MAX: usize = 32;
 /// The most bytes that the value of a label may have.
 pub const LABEL_VALUE_BYTES_MAX: usize = 256;
+/// The most lanes that a token may be bound to.
+pub const TOKEN_LANES_MAX: usize = 64;
 
 /// Something that somebody wants to happen.
 #[derive(Clone, Debug, PartialEq)]
@@ -169,23 +173,28 @@ pub enum Command {
         /// The command.
         command: Box<Command>,
     },
-    /// Record that a token was made.
+    /// Make a token.
     IssueToken {
-        /// Identifies the token.
+        /// Identifies the token; not its secret.
         token: Name,
-        /// Its name.
-        name: Name,
-        /// What it may do.
-        role: Name,
-        /// Who made it.
+        /// What it is.
+        spec: Box<TokenSpec>,
+        /// Who makes it.
         by: Name,
     },
-    /// Record that a token was revoked.
+    /// Let a token admit nobody any more.
     RevokeToken {
         /// Identifies the token.
         token: Name,
-        /// Who revoked it.
+        /// Who revokes it.
         by: Name,
+    },
+    /// Remember how far somebody who follows the log has come. Appends nothing, and a cursor never goes back.
+    MoveCursor {
+        /// Whose cursor it is.
+        name: Name,
+        /// How far.
+        to: CursorMove,
     },
 }
 
@@ -232,6 +241,15 @@ impl Command {
             command => command,
         }
     }
+}
+
+/// Where a cursor is moved to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CursorMove {
+    /// To the end of the log as it is now, if there is no such cursor yet; else it stays where it is.
+    Begin,
+    /// To a position of the log, if it is behind it.
+    To(u64),
 }
 
 /// What a repeated create or claim is known by.
@@ -318,13 +336,19 @@ pub struct Context<'a> {
     pub beacons: &'a [Beacon],
     /// A step of the clock since this process's last beacon, which is not recorded yet.
     pub clock_step: Option<ClockStep>,
+    /// The tokens that were ever issued.
+    pub tokens: &'a Tokens,
 }
+
+/// What a store knows of tokens in which none was ever issued.
+static NO_TOKENS: Tokens = Tokens::none();
 
 impl<'a> Context<'a> {
     /// Makes the context of a lane in which nothing is out of the ordinary.
     pub fn plain(policy: &'a LanePolicy, listening: &'a Listening) -> Context<'a> {
         let pace = Pace { next: Timestamp::MIN };
-        Context { policy, listening, key_holder: None, hold: HoldState::Free, pace, beacons: &[], clock_step: None }
+        let (key_holder, hold, clock_step) = (None, HoldState::Free, None);
+        Context { policy, listening, key_holder, hold, pace, beacons: &[], clock_step, tokens: &NO_TOKENS }
     }
 }
 
@@ -371,6 +395,10 @@ pub enum RefusalCode {
     Busy,
     /// The lane's policy was changed meanwhile.
     PolicyChanged,
+    /// There is no such token.
+    UnknownToken,
+    /// There is such a token already, or an active one with that name.
+    TokenExists,
     /// A field is over its limit.
     TooLarge,
     /// A field cannot be taken.
@@ -401,6 +429,8 @@ impl RefusalCode {
             RefusalCode::IdempotencyKeyReused => "idempotency_key_reused",
             RefusalCode::Busy => "busy",
             RefusalCode::PolicyChanged => "policy_changed",
+            RefusalCode::UnknownToken => "unknown_token",
+            RefusalCode::TokenExists => "token_exists",
             RefusalCode::TooLarge => "too_large",
             RefusalCode::Invalid => "invalid",
         }
@@ -471,14 +501,10 @@ pub fn decide(run: Option<&Run>, command: &Command, context: &Context<'_>, now: 
         }
         Command::ReleaseHold { lane, by, reason } => release_hold(lane, by, reason.as_ref(), context),
         Command::Idempotent { command, .. } => decide(run, command, context, now),
-        Command::IssueToken { token, name, role, by } => {
-            let (token, name, role, by) = (token.clone(), name.clone(), role.clone(), by.clone());
-            Ok(vec![Event::Service(ServiceEvent::TokenIssued { token, name, role, by })])
-        }
-        Command::RevokeToken { token, by } => {
-            let (token, by) = (token.clone(), by.clone());
-            Ok(vec![Event::Service(ServiceEvent::TokenRevoked { token, by })])
-        }
+        Command::IssueToken { token, spec, by } => issue_token(token, spec, by, context, now),
+        Command::RevokeToken { token, by } => revoke_token(token, by, context),
+        // How far the log goes is known to the store.
+        Command::MoveCursor { .. } => Ok(Vec::new()),
     }
 }
 
@@ -804,6 +830,44 @@ fn release_hold(lane: &Name, by: &Name, reason: Option<&String>, context: &Conte
     Ok(vec![Event::Service(ServiceEvent::ReapingReleased { lane, cause, by, reason })])
 }
 
+fn issue_token(token: &Name, spec: &TokenSpec, by: &Name, context: &Context<'_>, now: Timestamp) -> Decision {
+    if context.tokens.of_id(token).is_some() {
+        return Err(Refusal::new(RefusalCode::TokenExists, format!("there is a token {token} already")));
+    }
+    let TokenSpec { name, role, executor, lanes, device, expires_at, digest } = spec.clone();
+    if context.tokens.active(&name, now).is_some() {
+        let message = format!("there is an active token with the name `{name}`; revoke it first, or take another name");
+        return Err(Refusal::new(RefusalCode::TokenExists, message));
+    }
+    let invalid = |why: String| Refusal::new(RefusalCode::Invalid, why);
+    let known: Role = role.as_str().parse().map_err(|error| invalid(format!("role: {error}, not `{role}`")))?;
+    if lanes.len() > TOKEN_LANES_MAX {
+        let message = format!("lanes: there are {}, at most {TOKEN_LANES_MAX} are allowed", lanes.len());
+        return Err(Refusal::new(RefusalCode::TooLarge, message));
+    }
+    if let Some(expires_at) = expires_at.filter(|expires_at| *expires_at <= now) {
+        return Err(invalid(format!("expires_at: {expires_at} is over; it is {now}")));
+    }
+    Grant::new(known, executor.clone(), lanes.clone(), device.clone()).map_err(|error| invalid(error.to_string()))?;
+    let (token, by, digest) = (token.clone(), by.clone(), Some(digest));
+    let issued = ServiceEvent::TokenIssued { token, name, role, executor, lanes, device, expires_at, digest, by };
+    Ok(vec![Event::Service(issued)])
+}
+
+fn revoke_token(token: &Name, by: &Name, context: &Context<'_>) -> Decision {
+    match context.tokens.of_id(token) {
+        None => {
+            let message = format!("there is no token {token}; `lastbeat token list` shows what there is");
+            Err(Refusal::new(RefusalCode::UnknownToken, message))
+        }
+        Some(known) if known.revoked.is_some() => Ok(Vec::new()),
+        Some(_) => {
+            let (token, by) = (token.clone(), by.clone());
+            Ok(vec![Event::Service(ServiceEvent::TokenRevoked { token, by })])
+        }
+    }
+}
+
 /// Checks the fencing token: the report must be about the attempt and claim that hold the run now.
 fn check_current(run: &Run, report: &Report) -> Result<(), Refusal> {
     if report.attempt != run.attempt || !claim_matches(run, report) || run.status == Status::Pending {
@@ -929,6 +993,7 @@ mod tests {
         hold: HoldState,
         pace: Pace,
         clock_step: Option<ClockStep>,
+        tokens: Tokens,
     }
 
     impl Story {
@@ -936,7 +1001,8 @@ mod tests {
             let (stream, deaf, beacons) = (Vec::new(), Vec::new(), Vec::new());
             let policy = LanePolicy::default();
             let (hold, pace) = (HoldState::Free, Pace { next: at(0) });
-            Story { stream, run: None, policy, deaf, beacons, key_holder: None, hold, pace, clock_step: None }
+            let (key_holder, clock_step, tokens) = (None, None, Tokens::none());
+            Story { stream, run: None, policy, deaf, beacons, key_holder, hold, pace, clock_step, tokens }
         }
 
         /// A run that was created at second 0.
@@ -974,6 +1040,7 @@ mod tests {
                 pace: self.pace,
                 beacons: &self.beacons,
                 clock_step: self.clock_step,
+                tokens: &self.tokens,
             };
             decide(self.run.as_ref(), command, &context, at(second))
         }
@@ -1683,6 +1750,59 @@ mod tests {
             assert_eq!(story.decide(1, &release).unwrap().len(), 1);
             story.hold = HoldState::Draining { since: at(1) };
             assert_eq!(story.refuses(2, &release), RefusalCode::NotHeld);
+        }
+
+        fn issue(token: &str, called: &str, change: impl FnOnce(&mut TokenSpec)) -> Command {
+            let (digest, role) = (crate::TokenDigest::from_bytes([7; 32]), name("submitter"));
+            let (executor, lanes, device, expires_at) = (None, Vec::new(), None, None);
+            let mut spec = TokenSpec { name: name(called), role, executor, lanes, device, expires_at, digest };
+            change(&mut spec);
+            Command::IssueToken { token: name(token), spec: Box::new(spec), by: name("ada") }
+        }
+
+        /// A store in which these were carried out, one each second.
+        fn tokens(commands: &[Command]) -> Story {
+            let mut story = Story::empty();
+            for (second, command) in (1..).zip(commands) {
+                for event in story.decide(second, command).unwrap() {
+                    let Event::Service(event) = event else { panic!("no fact of the service") };
+                    story.tokens.push(&event, at(second));
+                }
+            }
+            story
+        }
+
+        fn revoke(token: &str) -> Command {
+            Command::RevokeToken { token: name(token), by: name("ada") }
+        }
+
+        #[test]
+        fn a_token_is_issued_once_and_a_name_is_active_once() {
+            let mut story = tokens(&[issue("t1", "ci", |spec| spec.expires_at = Some(at(100)))]);
+            assert_eq!(story.refuses(50, &issue("t1", "other", |_| ())), RefusalCode::TokenExists);
+            assert_eq!(story.refuses(99, &issue("t2", "ci", |_| ())), RefusalCode::TokenExists);
+            assert!(story.decide(100, &issue("t2", "ci", |_| ())).is_ok());
+            let story = tokens(&[issue("t1", "ci", |_| ()), revoke("t1")]);
+            assert!(story.decide(50, &issue("t2", "ci", |_| ())).is_ok());
+        }
+
+        #[test]
+        fn a_token_that_could_admit_nobody_or_more_than_it_says_is_refused() {
+            let mut story = Story::empty();
+            let mut refuses = |change: fn(&mut TokenSpec)| story.refuses(50, &issue("t1", "ci", change));
+            assert_eq!(refuses(|spec| spec.role = name("emperor")), RefusalCode::Invalid);
+            assert_eq!(refuses(|spec| spec.role = name("executor")), RefusalCode::Invalid);
+            assert_eq!(refuses(|spec| spec.executor = Some(name("mac-7"))), RefusalCode::Invalid);
+            assert_eq!(refuses(|spec| spec.expires_at = Some(at(50))), RefusalCode::Invalid);
+            assert_eq!(refuses(|spec| spec.lanes = vec![name("l"); TOKEN_LANES_MAX + 1]), RefusalCode::TooLarge);
+        }
+
+        #[test]
+        fn a_token_is_revoked_once_and_said_to_be_so_again() {
+            assert_eq!(Story::empty().refuses(1, &revoke("t1")), RefusalCode::UnknownToken);
+            let story = tokens(&[issue("t1", "ci", |_| ())]);
+            assert_eq!(story.decide(2, &revoke("t1")).unwrap().len(), 1);
+            assert_eq!(tokens(&[issue("t1", "ci", |_| ()), revoke("t1")]).decide(3, &revoke("t1")), Ok(Vec::new()));
         }
     }
 }

@@ -16,6 +16,7 @@ use serde_json::{Map, Value};
 use crate::ids::{ClaimId, Name, RunId};
 use crate::policy::Terms;
 use crate::time::{Span, Timestamp};
+use crate::token::TokenDigest;
 use crate::verdict::{BasisFact, Rule};
 
 /// A fact of one run.
@@ -296,8 +297,23 @@ pub enum ServiceEvent {
         token: Name,
         /// Its name.
         name: Name,
-        /// What it may do.
+        /// What it may do: the word for a role.
         role: Name,
+        /// The executor that it speaks for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        executor: Option<Name>,
+        /// The lanes that it is for; empty: all.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        lanes: Vec<Name>,
+        /// The device that its executor presents.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        device: Option<Name>,
+        /// The log time from which it admits nobody.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires_at: Option<Timestamp>,
+        /// The digest of its secret; without it the token admits nobody.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        digest: Option<TokenDigest>,
         /// Who made it.
         by: Name,
     },

@@ -14,9 +14,12 @@
 //! | [`listening`] | when anybody could have heard a heartbeat |
 //! | [`hold`] | when too much goes silent at once to blame the executors |
 //! | [`verdict`] | **the rule** |
+//! | [`token`] | who may speak to a server |
+//! | [`access`](mod@access) | who may do and see what |
 //! | [`decide`](mod@decide) | commands to events, or a refusal |
 //! | [`explain`](mod@explain) | a verdict as sentences |
 
+pub mod access;
 pub mod decide;
 pub mod event;
 pub mod explain;
@@ -26,8 +29,10 @@ pub mod listening;
 pub mod policy;
 pub mod run;
 pub mod time;
+pub mod token;
 pub mod verdict;
 
+pub use access::{Access, Action, Grant, Relation, Role};
 pub use decide::{Command, Context, Refusal, RefusalCode, decide};
 pub use event::{Event, Line, Recorded, RunEvent, ServiceEvent, ServiceRecorded};
 pub use ids::{ClaimId, Name, RunId};
@@ -35,4 +40,5 @@ pub use listening::Listening;
 pub use policy::{LanePolicy, Terms};
 pub use run::{Run, Status};
 pub use time::{Span, Timestamp};
+pub use token::{Token, TokenDigest, Tokens};
 pub use verdict::{Liveness, Rule, Verdict, judge};

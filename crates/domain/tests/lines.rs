@@ -3,7 +3,9 @@
 use lastbeat_domain::event::{BasisEvidence, DeafCause, Evidence, ReleaseCause, RunEvent, ServiceEvent, Signal};
 use lastbeat_domain::policy::{LateCompletion, Mode};
 use lastbeat_domain::verdict::BasisFact;
-use lastbeat_domain::{ClaimId, Line, Name, Recorded, Rule, RunId, ServiceRecorded, Span, Terms, Timestamp};
+use lastbeat_domain::{
+    ClaimId, Line, Name, Recorded, Rule, RunId, ServiceRecorded, Span, Terms, Timestamp, TokenDigest,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
 use serde_json::Value;
@@ -161,6 +163,15 @@ fn terms() -> impl Strategy<Value = Terms> {
     })
 }
 
+fn token_issued() -> impl Strategy<Value = ServiceEvent> {
+    let names = [name(), name(), name(), name()];
+    let digest = maybe(any::<[u8; 32]>().prop_map(TokenDigest::from_bytes));
+    let bound = (maybe(name()), prop::collection::vec(name(), 0..3), maybe(name()), maybe(timestamp()), digest);
+    (names, bound).prop_map(|([token, name, role, by], (executor, lanes, device, expires_at, digest))| {
+        ServiceEvent::TokenIssued { token, name, role, executor, lanes, device, expires_at, digest, by }
+    })
+}
+
 fn service_event() -> impl Strategy<Value = ServiceEvent> {
     let deaf_causes = prop::sample::select(vec![DeafCause::Gap, DeafCause::ClockStep]);
     let causes = prop::sample::select(vec![ReleaseCause::Recovered, ReleaseCause::Operator, ReleaseCause::Expired]);
@@ -179,12 +190,7 @@ fn service_event() -> impl Strategy<Value = ServiceEvent> {
             .prop_map(|(lane, cause, by, reason)| ServiceEvent::ReapingReleased { lane, cause, by, reason }),
         any::<[u64; 3]>().prop_map(|[through, rows, beats]| ServiceEvent::BeatsCompacted { through, rows, beats }),
         (name(), name()).prop_map(|(process, by)| ServiceEvent::BeaconRetired { process, by }),
-        [name(), name(), name(), name()].prop_map(|[token, name, role, by]| ServiceEvent::TokenIssued {
-            token,
-            name,
-            role,
-            by
-        }),
+        token_issued(),
         (name(), name()).prop_map(|(token, by)| ServiceEvent::TokenRevoked { token, by }),
         (id, name(), maybe(text())).prop_map(|(target, by, reason)| ServiceEvent::ReapForced { target, by, reason }),
     ]

@@ -9,8 +9,8 @@ use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, Span, Status, Timestamp};
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
-    Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Outcome,
-    Progress, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage, VerifyReport,
+    Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Observer,
+    Outcome, Progress, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage, VerifyReport,
 };
 use lastbeat_sweeper::{SweepReport, Sweeper};
 use lastbeat_testkit::SimulatedClock;
@@ -206,8 +206,16 @@ impl Store for Between {
         self.inner.feed(after, limit).await
     }
 
+    async fn log_end(&self) -> Result<u64, StoreError> {
+        self.inner.log_end().await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
         self.inner.list(filter, after, limit).await
+    }
+
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
+        self.inner.goals(after, limit).await
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
@@ -224,6 +232,10 @@ impl Store for Between {
 
     fn clock(&self) -> Arc<dyn Clock> {
         self.inner.clock()
+    }
+
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        self.inner.cursor(name).await
     }
 
     async fn lanes_to_rearm(&self) -> Result<Vec<Name>, StoreError> {
@@ -260,6 +272,10 @@ impl Store for Between {
 
     async fn doctor(&self) -> Result<Vec<Check>, StoreError> {
         self.inner.doctor().await
+    }
+
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        self.inner.observe(observer);
     }
 
     async fn close(&self) {

@@ -78,29 +78,51 @@ pub async fn list(
     after: Option<RunId>,
     limit: usize,
 ) -> Result<Page, StoreError> {
+    let keep = |judged: &Judged| liveness.is_none_or(|liveness| judged.verdict.liveness == liveness);
+    list_where(store, filter, keep, after, limit, usize::MAX).await
+}
+
+/// The same with only those runs that `keep` keeps. After `examined_max` runs, about, it is content with fewer than
+/// `limit`, or none, and says where to go on: few may be kept of many.
+///
+/// # Errors
+/// If the store fails.
+pub async fn list_where(
+    store: &dyn Store,
+    filter: &Filter,
+    keep: impl Fn(&Judged) -> bool,
+    after: Option<RunId>,
+    limit: usize,
+    examined_max: usize,
+) -> Result<Page, StoreError> {
     let at = store.now().await?;
     let service = store.service_log().await?;
-    let (mut runs, mut after) = (Vec::new(), after);
+    let (mut runs, mut after, mut examined) = (Vec::new(), after, 0);
     loop {
         let found = store.list(filter, after, PAGE_RUNS.max(limit + 1)).await?;
         let last = found.len() < PAGE_RUNS.max(limit + 1);
         after = found.last().map(|run| run.id).or(after);
+        examined += found.len();
         for run in found {
             let at = at.max(run.updated_at);
             let (policy, listening) = (service.policy(&run.lane, at), Arc::new(service.listening(at)));
             let judged = Judged::new(run, policy, listening, at);
-            if liveness.is_none_or(|liveness| judged.verdict.liveness == liveness) {
+            if keep(&judged) {
                 runs.push(judged);
             }
         }
-        if last || runs.len() > limit {
-            break;
+        if runs.len() > limit {
+            runs.truncate(limit);
+            let next = runs.last().map(|judged| judged.run.id);
+            return Ok(Page { runs, next });
+        }
+        if last {
+            return Ok(Page { runs, next: None });
+        }
+        if examined >= examined_max {
+            return Ok(Page { runs, next: after });
         }
     }
-    let more = runs.len() > limit;
-    runs.truncate(limit);
-    let next = if more { runs.last().map(|judged| judged.run.id) } else { None };
-    Ok(Page { runs, next })
 }
 
 /// Returns the open runs of a lane that would lapse at once under other terms, and have not lapsed under its own.

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use lastbeat_domain::decide::{Command, Context, IdempotencyKey, Refusal, RefusalCode};
+use lastbeat_domain::decide::{Command, Context, CursorMove, IdempotencyKey, Refusal, RefusalCode};
 use lastbeat_domain::event::{Event, RunEvent, ServiceEvent};
 use lastbeat_domain::hold::{HoldState, Pace, turn};
 use lastbeat_domain::listening::{self, Beacon, BeaconRole, ClockSample, ClockStep, Promise, clock_step};
@@ -19,6 +19,7 @@ use serde_json::Value;
 use crate::error::StoreError;
 use crate::idempotency::{FirstAnswer, Known, fingerprint};
 use crate::log::{BeatsRow, EventRow, SegmentRow};
+use crate::observe::Noted;
 use crate::packing::{self, Beat, PackingError};
 use crate::service::ServiceLog;
 use crate::{Answer, Heard, Judged, Outcome};
@@ -99,7 +100,18 @@ pub(crate) struct Writes {
     pub(crate) paces: BTreeMap<Name, LanePace>,
     /// All beacons, if one changed.
     pub(crate) beacons: Option<Vec<Beacon>>,
+    /// How cursors are moved.
+    pub(crate) cursors: BTreeMap<Name, CursorWrite>,
     pub(crate) answers: Vec<(IdempotencyKey, FirstAnswer)>,
+}
+
+/// How a cursor is moved. Another process may have moved it meanwhile, so what is written depends on what is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct CursorWrite {
+    /// Where it begins, if there is none.
+    pub(crate) begin: Option<i64>,
+    /// Where it is moved to then, if it is behind.
+    pub(crate) advance: Option<i64>,
 }
 
 /// A batch that is being decided.
@@ -118,6 +130,8 @@ pub(crate) struct Batch {
     clock_step: Option<ClockStep>,
     /// Whether this process beaconed, so that the clocks are compared with `sample` from now on.
     beaconed: bool,
+    /// What was appended that an observer is told of.
+    noted: Vec<Noted>,
     writes: Writes,
 }
 
@@ -129,6 +143,8 @@ pub(crate) struct Decided {
     pub(crate) head: Head,
     /// The clocks, if this process beaconed.
     pub(crate) beacon: Option<ClockSample>,
+    /// What an observer is told of, once it is committed.
+    pub(crate) noted: Vec<Noted>,
 }
 
 impl Batch {
@@ -149,8 +165,8 @@ impl Batch {
         let has_beats = commands.iter().any(|command| matches!(command, Command::Heartbeat { progress: None, .. }));
         head.latest_at = if has_beats { now } else { now.minus(Span::from_micros(1)) };
         let listening = Arc::new(service.listening(now));
-        let (beats_at, beats, beaconed, writes) = (now, Vec::new(), false, Writes::default());
-        Batch { ground, service, listening, head, beats_at, beats, sample, clock_step, beaconed, writes }
+        let (beats_at, beats, beaconed, noted, writes) = (now, Vec::new(), false, Vec::new(), Writes::default());
+        Batch { ground, service, listening, head, beats_at, beats, sample, clock_step, beaconed, noted, writes }
     }
 
     /// Decides the commands, one after the other.
@@ -165,7 +181,8 @@ impl Batch {
             self.head.beat_position += 1;
             self.writes.beats = Some(BeatsRow::pack(self.head.beat_position, self.beats_at, &self.beats));
         }
-        Decided { writes: self.writes, head: self.head, beacon: self.beaconed.then_some(self.sample) }
+        let beacon = self.beaconed.then_some(self.sample);
+        Decided { writes: self.writes, head: self.head, beacon, noted: self.noted }
     }
 
     fn apply(&mut self, index: usize, command: &Command) -> Result<Outcome, StoreError> {
@@ -173,6 +190,7 @@ impl Batch {
             Command::Idempotent { key, command } => self.once(index, key, command),
             Command::Claim { .. } => self.claim(index, command),
             Command::RearmLane { lane, limit } => self.rearm_lane(lane, *limit),
+            Command::MoveCursor { name, to } => Ok(self.move_cursor(name, *to)),
             _ => match command.run() {
                 Some(id) => self.about_run(command, id),
                 None => self.about_service(command),
@@ -279,7 +297,7 @@ impl Batch {
         let service = self.append_service(service);
         let input = match (command, &appended[..]) {
             (Command::Create { claim: Some(_), .. }, [created, ..]) => input_of(&created.event),
-            (Command::Claim { .. }, _) => self.ground.inputs.get(&id).cloned(),
+            (Command::Claim { .. } | Command::ClaimRun { .. }, _) => self.ground.inputs.get(&id).cloned(),
             _ => None,
         };
         let at = self.head.latest_at.max(now);
@@ -371,6 +389,27 @@ impl Batch {
         Arc::make_mut(&mut self.service).beacons.clone_from(&beacons);
         self.writes.beacons = Some(beacons);
         self.listening = Arc::new(self.service.listening(self.head.latest_at.next()));
+    }
+
+    /// Moves a cursor, which may not point where the log has not come yet: it would pass over what comes there.
+    fn move_cursor(&mut self, name: &Name, to: CursorMove) -> Outcome {
+        let end = self.head.position;
+        let position = match to {
+            CursorMove::Begin => end,
+            CursorMove::To(position) => i64::try_from(position).unwrap_or(i64::MAX),
+        };
+        if position > end {
+            let message = format!("position: the log ends at {end}, so no cursor can be at {position}");
+            return Err(Refusal::new(RefusalCode::Invalid, message).into());
+        }
+        let write = self.writes.cursors.entry(name.clone()).or_default();
+        match to {
+            // What came before it in the batch made the cursor.
+            CursorMove::Begin if write.advance.is_some() => {}
+            CursorMove::Begin => write.begin = write.begin.or(Some(position)),
+            CursorMove::To(_) => write.advance = write.advance.max(Some(position)),
+        }
+        Ok(Answer::default())
     }
 
     fn rearm_from_start(&mut self, lane: &Name) {
@@ -476,6 +515,7 @@ impl Batch {
             pace: around.pace,
             beacons: &self.service.beacons,
             clock_step: self.clock_step,
+            tokens: &self.service.tokens,
         };
         decide(run, command, &context, now)
     }
@@ -516,6 +556,7 @@ impl Batch {
             let recorded = Recorded { run: id, version, recorded_at: at, event };
             let evolved = self.evolve(row.take(), &recorded)?;
             let current = row.insert(evolved);
+            self.noted.extend(noted(&current.run.lane, &recorded.event));
             if plain {
                 self.push_beat(current, &recorded)?;
             } else {
@@ -565,6 +606,7 @@ impl Batch {
             self.writes.events.push(EventRow::of_service(self.head.position, &recorded));
             // What comes after it in the batch is decided with it.
             Arc::make_mut(&mut self.service).push(recorded.clone());
+            self.noted.push(Noted::Service(recorded.event.clone()));
             appended.push(recorded);
         }
         if !appended.is_empty() {
@@ -615,6 +657,15 @@ impl<'a> Around<'a> {
 /// A heartbeat without progress that is not the first of its attempt.
 fn is_plain_beat(row: Option<&RunRow>, event: &RunEvent) -> bool {
     matches!(event, RunEvent::Heartbeat { progress: None, .. }) && row.is_some_and(|row| row.run.last_beat.is_some())
+}
+
+/// What an observer is told of a fact of a run.
+fn noted(lane: &Name, event: &RunEvent) -> Option<Noted> {
+    match event {
+        RunEvent::TimedOut { rule, .. } => Some(Noted::Reaped { lane: lane.clone(), rule: *rule }),
+        RunEvent::LateSignal { signal, .. } => Some(Noted::LateSignal { lane: lane.clone(), signal: *signal }),
+        _ => None,
+    }
 }
 
 /// Sweepers' commands set the instant of the next look even when nothing is appended.

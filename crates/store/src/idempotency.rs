@@ -62,7 +62,11 @@ impl Known {
         let input = facts.first().and_then(|created| input_of(&created.event));
         let claimed = matches!(facts.last().map(|last| &last.event), Some(RunEvent::Claimed { .. }));
         // A create made the run; a claim added one fact to it.
-        let before = if matches!(command, Command::Claim { .. }) { facts.len().saturating_sub(1) } else { 0 };
+        let before = if matches!(command, Command::Claim { .. } | Command::ClaimRun { .. }) {
+            facts.len().saturating_sub(1)
+        } else {
+            0
+        };
         let appended: Vec<Recorded> = if existing { Vec::new() } else { facts.into_iter().skip(before).collect() };
         let (policy, listening) = (service.policy(&run.lane, at), Arc::new(service.listening(at)));
         let judged = Some(Box::new(Judged::new(run, policy, listening, at)));
@@ -86,6 +90,7 @@ pub(crate) fn fingerprint(command: &Command) -> String {
             "claim": claim.as_ref().map(claimant),
         }),
         Command::Claim { lanes, claimant: by } => json!({"lanes": lanes, "claimant": claimant(by)}),
+        Command::ClaimRun { run, claimant: by } => json!({"run": run, "claimant": claimant(by)}),
         other => json!({"run": other.run(), "lanes": Vec::<Name>::new()}),
     };
     let hash = Sha256::digest(request.to_string());

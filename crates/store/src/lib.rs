@@ -16,11 +16,13 @@ pub mod generate;
 mod idempotency;
 mod import;
 mod log;
+pub mod observe;
 mod packing;
 pub mod postgres;
 mod queue;
 mod record;
 mod replay;
+pub mod secret;
 mod service;
 pub mod sqlite;
 mod truth;
@@ -41,6 +43,7 @@ pub use clock::{Clock, SystemClock};
 pub use doctor::{Check, Health};
 pub use error::{CommandError, ImportError, StoreError};
 pub use import::{CheckedImport, ImportReport, check as check_import};
+pub use observe::{Commit, Noted, Observer};
 pub use record::{Stored, UnknownFact, fold, take_in};
 pub use replay::{Replay, Stretch, replay};
 pub use service::{LaneHold, ServiceLog};
@@ -212,8 +215,15 @@ pub trait Store: Send + Sync {
     /// Returns at most `limit` facts after a position, in the order of their commits.
     async fn feed(&self, after: u64, limit: usize) -> Result<Vec<FeedEntry>, StoreError>;
 
+    /// Returns the position of the last fact of the feed; 0 if there is none.
+    async fn log_end(&self) -> Result<u64, StoreError>;
+
     /// Returns runs, newest first, at most `limit`, beginning after the run `after`.
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError>;
+
+    /// Returns the goals that runs ever had, in the database's order of text, at most `limit`, beginning after the goal
+    /// `after`.
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError>;
 
     /// Returns the runs that a sweeper is to look at by log time `now`, the longest due first.
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError>;
@@ -223,6 +233,9 @@ pub trait Store: Send + Sync {
 
     /// Returns the running runs of a lane: all of them, or of more than `limit` a random choice.
     async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError>;
+
+    /// Returns the position of a cursor; `None` if there is none with that name.
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError>;
 
     /// Returns the clocks from which the store draws log time.
     fn clock(&self) -> Arc<dyn Clock>;
@@ -254,6 +267,9 @@ pub trait Store: Send + Sync {
 
     /// Looks at what the store stands on, and says what to do about what is not well.
     async fn doctor(&self) -> Result<Vec<Check>, StoreError>;
+
+    /// Lets an observer be told of each commit of this process; the first one stays.
+    fn observe(&self, observer: Arc<dyn Observer>);
 
     /// Finishes what is under way and closes the store.
     async fn close(&self);

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use lastbeat_domain::event::ServiceEvent;
 use lastbeat_domain::hold::{Census, HoldState};
 use lastbeat_domain::listening::{Beacon, DeafSpan};
-use lastbeat_domain::{LanePolicy, Listening, Name, ServiceRecorded, Span, Terms, Timestamp};
+use lastbeat_domain::{
+    LanePolicy, Listening, Name, ServiceRecorded, Span, Terms, Timestamp, Token, TokenDigest, Tokens,
+};
+use subtle::ConstantTimeEq;
 
 use crate::record::decode_service_event;
 
@@ -30,6 +33,8 @@ pub struct ServiceLog {
     policies: BTreeMap<Name, Vec<(Timestamp, LanePolicy)>>,
     deaf: Vec<DeafSpan>,
     holds: BTreeMap<Name, LaneHold>,
+    /// The tokens that were ever issued.
+    pub tokens: Tokens,
     /// The beacons as they stand.
     pub beacons: Vec<Beacon>,
     /// The last time that the clock was set back, as it was noticed.
@@ -88,9 +93,19 @@ impl ServiceLog {
                     }
                 }
             }
+            ServiceEvent::TokenIssued { .. } | ServiceEvent::TokenRevoked { .. } => {
+                self.tokens.push(&recorded.event, recorded_at);
+            }
             ServiceEvent::ClockBack { .. } => self.clock_back = Some(recorded),
             _ => {}
         }
+    }
+
+    /// Returns the token whose secret has that digest, whether or not it still admits anybody. How long the search
+    /// takes tells nothing of any digest but its first bytes.
+    pub fn token(&self, digest: &TokenDigest) -> Option<&Token> {
+        let is_it = |known: &TokenDigest| bool::from(known.as_bytes().ct_eq(digest.as_bytes()));
+        self.tokens.like(digest).find(|token| token.digest.as_ref().is_some_and(is_it))
     }
 
     /// Returns the policy of a lane at log time `at`: the default until one is set.

@@ -5,9 +5,11 @@
 use std::io::Cursor;
 use std::sync::Arc;
 
-use lastbeat_domain::decide::{Claimant, Command, IdempotencyKey, Report, RunSpec};
+use lastbeat_domain::decide::{Claimant, Command, CursorMove, IdempotencyKey, Report, RunSpec};
 use lastbeat_domain::listening::{BeaconRole, Promise};
+use lastbeat_domain::token::{TokenSpec, TokenState};
 use lastbeat_domain::{RefusalCode, Run, RunId, Span, Status, Terms};
+use lastbeat_store::secret::{Secret, digest_of};
 use lastbeat_store::{
     Answer, CommandError, FeedFact, Filter, Health, ImportError, Store, Stored, ask, check_import, fold,
 };
@@ -68,7 +70,14 @@ on_each_backend! {
     the_service_log_is_the_same_for_everybody,
     a_rebuilt_projection_is_the_same,
     runs_are_listed_newest_first_in_pages,
+    goals_are_listed_once_each_in_pages,
     doctor_finds_nothing_bad,
+    a_token_is_found_by_its_digest_until_it_is_revoked,
+    tokens_come_through_export_and_import_as_they_were,
+    a_token_without_a_digest_admits_nobody,
+    a_cursor_begins_at_the_end_of_the_log_and_never_goes_back,
+    a_cursor_cannot_be_ahead_of_the_log,
+    what_is_imported_is_no_news_to_those_who_follow_the_log,
 }
 
 async fn exported(store: &dyn Store) -> String {
@@ -677,6 +686,18 @@ async fn runs_are_listed_newest_first_in_pages(place: Place) {
     assert_eq!(ids(store.list(&elsewhere, None, 10).await.unwrap()), []);
 }
 
+async fn goals_are_listed_once_each_in_pages(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    for (number, goal) in (1..).zip([Some("b"), None, Some("a"), Some("c"), Some("b")]) {
+        let spec = RunSpec { goal: goal.map(name), ..RunSpec::of_lane(name("watcher")) };
+        one(store, Command::Create { run: run_id(number), spec: Box::new(spec), claim: None }).await.unwrap();
+    }
+    assert_eq!(store.goals(None, 2).await.unwrap(), [name("a"), name("b")]);
+    assert_eq!(store.goals(Some(&name("b")), 2).await.unwrap(), [name("c")]);
+    assert_eq!(store.goals(Some(&name("c")), 2).await.unwrap(), []);
+}
+
 async fn doctor_finds_nothing_bad(place: Place) {
     let store = place.store("a").await;
     one(store.as_ref(), create(run_id(1), None)).await.unwrap();
@@ -685,4 +706,119 @@ async fn doctor_finds_nothing_bad(place: Place) {
     // A throwaway server runs without fsync, and doctor says so.
     let bad: Vec<_> = checks.iter().filter(|check| check.health == Health::Bad).map(|check| check.name).collect();
     assert!(bad.is_empty() || bad == ["durability"], "{checks:?}");
+}
+
+/// Makes an executor's token; its name is that of the secret.
+fn issue(token: &str, called: &str, secret: &Secret) -> Command {
+    let spec = TokenSpec {
+        name: name(called),
+        role: name("executor"),
+        executor: Some(name("mac-7")),
+        lanes: vec![name("watcher"), name("sync")],
+        device: Some(name("air")),
+        expires_at: Some("2026-06-04T06:00:00Z".parse().unwrap()),
+        digest: secret.digest(),
+    };
+    Command::IssueToken { token: name(token), spec: Box::new(spec), by: name("ada") }
+}
+
+async fn a_token_is_found_by_its_digest_until_it_is_revoked(place: Place) {
+    let (store, other) = (place.store("a").await, place.store("a").await);
+    let store = store.as_ref();
+    let (secret, another) = (Secret::random().unwrap(), Secret::random().unwrap());
+    assert!(store.service_log().await.unwrap().tokens.is_empty());
+    one(store, issue("t1", "mac", &secret)).await.unwrap();
+    assert_eq!(refused(one(store, issue("t1", "mini", &another)).await), RefusalCode::TokenExists);
+    assert_eq!(refused(one(store, issue("t2", "mac", &another)).await), RefusalCode::TokenExists);
+    // Others see it at once, and one batch sees its own.
+    let log = other.service_log().await.unwrap();
+    let token = log.token(&digest_of(secret.reveal())).unwrap();
+    let now = other.now().await.unwrap();
+    assert_eq!(token.admits(now).unwrap().lanes, [name("watcher"), name("sync")]);
+    assert_eq!(log.token(&another.digest()), None);
+    let revoke = || Command::RevokeToken { token: name("t1"), by: name("bob") };
+    let outcomes = store.execute(vec![revoke(), revoke(), issue("t2", "mac", &another)]).await;
+    let appended: Vec<usize> = outcomes.into_iter().map(|outcome| outcome.unwrap().service.len()).collect();
+    assert_eq!(appended, [1, 0, 1]);
+    let log = other.service_log().await.unwrap();
+    let token = log.token(&secret.digest()).unwrap();
+    assert_eq!((token.admits(now), token.state(now)), (None, TokenState::Revoked));
+    assert_eq!(token.revoked.as_ref().unwrap().1, name("bob"));
+    let unknown = Command::RevokeToken { token: name("t9"), by: name("bob") };
+    assert_eq!(refused(one(store, unknown).await), RefusalCode::UnknownToken);
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+async fn tokens_come_through_export_and_import_as_they_were(place: Place) {
+    let (from, to) = (place.store("a").await, place.store("b").await);
+    let secret = Secret::random().unwrap();
+    one(from.as_ref(), issue("t1", "mac", &secret)).await.unwrap();
+    one(from.as_ref(), Command::RevokeToken { token: name("t1"), by: name("bob") }).await.unwrap();
+    one(from.as_ref(), issue("t2", "mac", &secret)).await.unwrap();
+    let text = exported(from.as_ref()).await;
+    assert!(text.contains(&secret.digest().to_string()) && !text.contains(secret.reveal()), "{text}");
+    let checked = check_import(Cursor::new(&text), from.now().await.unwrap().next()).unwrap();
+    to.import(checked).await.unwrap();
+    assert_eq!(exported(to.as_ref()).await, text);
+    assert_eq!(to.service_log().await.unwrap().tokens, from.service_log().await.unwrap().tokens);
+}
+
+async fn a_token_without_a_digest_admits_nobody(place: Place) {
+    let store = place.store("a").await;
+    let line = r#"{"recorded_at":"2026-05-04T05:00:00.000000Z","type":"token_issued","token":"t1","name":"ci","role":"admin","by":"ada"}"#;
+    let checked = check_import(Cursor::new(line), store.now().await.unwrap()).unwrap();
+    store.import(checked).await.unwrap();
+    let log = store.service_log().await.unwrap();
+    let token = log.tokens.of_id(&name("t1")).unwrap();
+    assert_eq!(token.admits(store.now().await.unwrap()), None);
+    assert_eq!(exported(store.as_ref()).await, format!("{line}\n"));
+    one(store.as_ref(), Command::RevokeToken { token: name("t1"), by: name("bob") }).await.unwrap();
+}
+
+fn move_cursor(to: CursorMove) -> Command {
+    Command::MoveCursor { name: name("hook:1"), to }
+}
+
+async fn a_cursor_begins_at_the_end_of_the_log_and_never_goes_back(place: Place) {
+    let (store, other) = (place.store("a").await, place.store("a").await);
+    let store = store.as_ref();
+    one(store, create(run_id(1), Some("c"))).await.unwrap();
+    assert_eq!(store.cursor(&name("hook:1")).await.unwrap(), None);
+    let answer = one(store, move_cursor(CursorMove::Begin)).await.unwrap();
+    assert_eq!((answer.appended.len(), answer.service.len()), (0, 0));
+    assert_eq!(other.cursor(&name("hook:1")).await.unwrap(), Some(2));
+    one(store, create(run_id(2), Some("c"))).await.unwrap();
+    // Whoever comes later begins nothing anew.
+    one(other.as_ref(), move_cursor(CursorMove::Begin)).await.unwrap();
+    assert_eq!(store.cursor(&name("hook:1")).await.unwrap(), Some(2));
+    one(store, move_cursor(CursorMove::To(4))).await.unwrap();
+    one(other.as_ref(), move_cursor(CursorMove::To(3))).await.unwrap();
+    assert_eq!(store.cursor(&name("hook:1")).await.unwrap(), Some(4));
+    let moves = [CursorMove::Begin, CursorMove::To(1), CursorMove::To(3), CursorMove::To(2)];
+    let moves = moves.map(|to| Command::MoveCursor { name: name("hook:2"), to });
+    assert!(store.execute(moves.to_vec()).await.iter().all(Result::is_ok));
+    assert_eq!(store.cursor(&name("hook:2")).await.unwrap(), Some(4));
+    assert_eq!(store.feed(0, 100).await.unwrap().len(), 4);
+    store.rebuild(&|_, _| ()).await.unwrap();
+    assert_eq!(store.cursor(&name("hook:1")).await.unwrap(), Some(4));
+}
+
+async fn a_cursor_cannot_be_ahead_of_the_log(place: Place) {
+    let store = place.store("a").await;
+    one(store.as_ref(), create(run_id(1), None)).await.unwrap();
+    for position in [2, u64::MAX] {
+        let outcome = one(store.as_ref(), move_cursor(CursorMove::To(position))).await;
+        assert_eq!(refused(outcome), RefusalCode::Invalid);
+    }
+    assert_eq!(store.cursor(&name("hook:1")).await.unwrap(), None);
+}
+
+async fn what_is_imported_is_no_news_to_those_who_follow_the_log(place: Place) {
+    let (from, to) = (place.store("a").await, place.store("b").await);
+    one(from.as_ref(), create(run_id(1), Some("c"))).await.unwrap();
+    let text = exported(from.as_ref()).await;
+    one(to.as_ref(), move_cursor(CursorMove::Begin)).await.unwrap();
+    let checked = check_import(Cursor::new(&text), from.now().await.unwrap().next()).unwrap();
+    to.import(checked).await.unwrap();
+    assert_eq!(to.cursor(&name("hook:1")).await.unwrap(), Some(2));
 }

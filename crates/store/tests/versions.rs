@@ -94,3 +94,19 @@ async fn what_a_newer_program_wrote_quarantines_its_run_and_nothing_else() {
     let lines = exported(&store).await.join("\n");
     assert!(lines.contains("\"paused\"") && lines.contains("\"moon_phase\"") && lines.contains("\"full\":true"));
 }
+
+#[tokio::test]
+async fn a_token_of_the_first_schema_is_read_and_admits_nobody() {
+    let place = Place::at("2026-05-04T00:00:00Z");
+    let store = place.open("a.db").await;
+    let statements = "INSERT INTO events (position, recorded_at, type, schema, body) SELECT 1, latest_at + 1, \
+         'token_issued', 1, '{\"type\":\"token_issued\",\"token\":\"t1\",\"name\":\"ci\",\"role\":\"admin\",\"by\":\"ada\"}' \
+         FROM head; UPDATE head SET position = 1, latest_at = latest_at + 1";
+    let mut shell = SqliteConnectOptions::new().filename(place.file("a.db")).connect().await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(statements)).execute(&mut shell).await.unwrap();
+    shell.close().await.unwrap();
+    let log = store.service_log().await.unwrap();
+    assert_eq!(log.unknown, 0);
+    let token = log.tokens.of_id(&name("t1")).unwrap();
+    assert_eq!((token.digest, token.admits(store.now().await.unwrap())), (None, None));
+}

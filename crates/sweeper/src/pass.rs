@@ -7,7 +7,7 @@ use lastbeat_domain::decide::{Command, RefusalCode};
 use lastbeat_domain::event::{RunEvent, ServiceEvent};
 use lastbeat_domain::hold::{Census, HoldState};
 use lastbeat_domain::listening::{BEACON_INTERVAL_MAX, BeaconRole, Promise, beacon_interval, promise_for};
-use lastbeat_domain::{Name, Rule, ServiceRecorded, Span, Timestamp, explain};
+use lastbeat_domain::{Name, Rule, RunId, ServiceRecorded, Span, Timestamp, explain};
 use lastbeat_store::{Answer, Clock, CommandError, Filter, Judged, Store, StoreError, ask};
 
 use crate::plan::SweepPlan;
@@ -23,6 +23,8 @@ pub struct Sweeper {
     name: Name,
     clock: Arc<dyn Clock>,
     promise: Option<Promise>,
+    /// Whether it leaves the beacons to another part of its process.
+    is_silent: bool,
     /// How often it beacons; follows from the smallest heartbeat window of all policies.
     beacon_interval: Span,
     /// The boottime of its last beacon.
@@ -35,7 +37,13 @@ impl Sweeper {
     /// Makes a sweeper that goes on until it is stopped, and beacons meanwhile.
     pub fn new(name: Name, clock: Arc<dyn Clock>) -> Sweeper {
         let (beacon_interval, reviews) = (BEACON_INTERVAL_MAX, BTreeMap::new());
-        Sweeper { name, clock, promise: None, beacon_interval, beaconed_at: None, reviews }
+        Sweeper { name, clock, promise: None, is_silent: false, beacon_interval, beaconed_at: None, reviews }
+    }
+
+    /// Makes a sweeper that goes on until it is stopped and leaves the beacons to another part of its process: a server
+    /// says that it listens, not that it sweeps.
+    pub fn silent(name: Name, clock: Arc<dyn Clock>) -> Sweeper {
+        Sweeper { is_silent: true, ..Sweeper::new(name, clock) }
     }
 
     /// Makes a sweeper for single passes, one each `every`; without it nobody knows when the next one is due, so it
@@ -67,9 +75,11 @@ impl Sweeper {
             let full = due.len() == BATCH_RUNS;
             let judged: Vec<Judged> = due.into_iter().map(|due| due.judged).collect();
             let plan = SweepPlan::new(&judged);
+            let lapses_at = |judged: &Judged| judged.verdict.lapses_at().map(|at| (judged.run.id, at));
+            let lapses_at: BTreeMap<RunId, Timestamp> = judged.iter().filter_map(lapses_at).collect();
             self.review(store, plan.review.iter(), &mut report).await?;
             let done = report.reaped.len() as u64 + report.rearmed;
-            self.carry_out(store, &plan, &mut report).await?;
+            self.carry_out(store, &plan, &lapses_at, &mut report).await?;
             // Where others are at work on all of it, there is nothing to do but to come back.
             if !full || report.reaped.len() as u64 + report.rearmed == done {
                 break;
@@ -99,7 +109,7 @@ impl Sweeper {
 
     async fn beacon(&mut self, store: &dyn Store) -> Result<Vec<Deaf>, StoreError> {
         let now = self.clock.boottime();
-        if self.beaconed_at.is_some_and(|before| now.minus(before) < self.beacon_interval) {
+        if self.is_silent || self.beaconed_at.is_some_and(|before| now.minus(before) < self.beacon_interval) {
             return Ok(Vec::new());
         }
         self.beacon_interval = beacon_interval(store.service_log().await?.smallest_window());
@@ -145,7 +155,13 @@ impl Sweeper {
         Ok(())
     }
 
-    async fn carry_out(&self, store: &dyn Store, plan: &SweepPlan, report: &mut SweepReport) -> Result<(), StoreError> {
+    async fn carry_out(
+        &self,
+        store: &dyn Store,
+        plan: &SweepPlan,
+        lapses_at: &BTreeMap<RunId, Timestamp>,
+        report: &mut SweepReport,
+    ) -> Result<(), StoreError> {
         let reap = plan.reap.iter().map(|run| Command::Reap { run: *run, by: self.name.clone(), by_hand: None });
         let rearm = plan.rearm.iter().map(|run| Command::Rearm { run: *run });
         let outcomes = store.execute(reap.chain(rearm).collect()).await;
@@ -153,7 +169,7 @@ impl Sweeper {
             report.examined += 1;
             let reaping = index < plan.reap.len();
             match outcome {
-                Ok(answer) if reaping => report.reaped.extend(reaped(&answer)),
+                Ok(answer) if reaping => report.reaped.extend(reaped(&answer, lapses_at)),
                 Ok(_) => report.rearmed += 1,
                 Err(CommandError::Failed(error)) => return Err(error),
                 Err(CommandError::Refused(refusal)) => match refusal.code {
@@ -224,7 +240,8 @@ fn foresee(judged: &Judged, report: &mut SweepReport) {
     if let Some(charge) = judged.verdict.charge.filter(|_| judged.verdict.is_lapsed() && may_be_reaped) {
         let (run, lane) = (judged.run.id, judged.run.lane.clone());
         let message = explain::reap_message(&judged.run, &charge);
-        report.reaped.push(ReapedRun { run, lane, rule: charge.rule, message });
+        let (lapses_at, reaped_at) = (judged.verdict.lapses_at(), None);
+        report.reaped.push(ReapedRun { run, lane, rule: charge.rule, message, lapses_at, reaped_at });
     }
 }
 
@@ -249,11 +266,13 @@ async fn finish_rearming(store: &dyn Store, report: &mut SweepReport) -> Result<
     Ok(())
 }
 
-fn reaped(answer: &Answer) -> Option<ReapedRun> {
+fn reaped(answer: &Answer, lapses_at: &BTreeMap<RunId, Timestamp>) -> Option<ReapedRun> {
     let run = &answer.judged.as_ref()?.run;
     answer.appended.iter().find_map(|recorded| match &recorded.event {
         RunEvent::TimedOut { rule, message, .. } => {
-            Some(ReapedRun { run: run.id, lane: run.lane.clone(), rule: *rule, message: message.clone() })
+            let (lane, message) = (run.lane.clone(), message.clone());
+            let (lapses_at, reaped_at) = (lapses_at.get(&run.id).copied(), Some(recorded.recorded_at));
+            Some(ReapedRun { run: run.id, lane, rule: *rule, message, lapses_at, reaped_at })
         }
         _ => None,
     })

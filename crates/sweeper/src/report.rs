@@ -66,6 +66,17 @@ pub struct ReapedRun {
     pub rule: Rule,
     /// Why, in a sentence.
     pub message: String,
+    /// The log time at which its window was over, as the plan knew it.
+    pub lapses_at: Option<Timestamp>,
+    /// The log time of the reap; none with `dry_run`.
+    pub reaped_at: Option<Timestamp>,
+}
+
+impl ReapedRun {
+    /// Returns how long after the end of its window it was reaped.
+    pub fn lag(&self) -> Option<Span> {
+        self.lapses_at.zip(self.reaped_at).map(|(lapses_at, reaped_at)| reaped_at.since(lapses_at))
+    }
 }
 
 /// A lane that is held.

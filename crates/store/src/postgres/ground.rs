@@ -137,7 +137,7 @@ pub(super) async fn read(
     read_key_holders(connection, commands, ground).await?;
     read_delays(connection, commands, ground).await?;
     read_paces(connection, service, ground).await?;
-    read_inputs(connection, ground).await?;
+    read_inputs(connection, commands, ground).await?;
     for command in commands {
         if let Command::RearmLane { lane, limit } = command {
             ground.pages.insert(lane.clone(), next_page(connection, lane, *limit).await?);
@@ -239,9 +239,17 @@ async fn read_paces(
     Ok(())
 }
 
-async fn read_inputs(connection: &mut PgConnection, ground: &mut Ground) -> Result<(), StoreError> {
+/// Reads what those are to work on who claim a run, picked or named.
+async fn read_inputs(
+    connection: &mut PgConnection,
+    commands: &[Command],
+    ground: &mut Ground,
+) -> Result<(), StoreError> {
+    let claims = commands.iter().filter(|command| matches!(command.inner(), Command::ClaimRun { .. }));
+    let named = claims.filter_map(|command| ground.runs.get(&command.run()?));
+    let rows = ground.picked.values().chain(named);
     let by_number: BTreeMap<i64, (RunId, Timestamp)> =
-        ground.picked.values().map(|row| (row.number, (row.run.id, row.run.created_at))).collect();
+        rows.map(|row| (row.number, (row.run.id, row.run.created_at))).collect();
     if by_number.is_empty() {
         return Ok(());
     }

@@ -32,6 +32,7 @@ pub(super) async fn import(
     write::apply(connection, &writes, head.latest_at).await?;
     // Its heartbeats stand in segments, where the end of the log is not looked for.
     write::raise_head(connection, head.latest_at).await?;
+    write::move_all_cursors(connection, head.position).await?;
     Ok((transaction, Mark::of(&writes)))
 }
 

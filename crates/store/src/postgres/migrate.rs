@@ -66,7 +66,8 @@ pub fn role_setup(role: &str) -> Result<String, StoreError> {
          END $$;\n\
          GRANT SELECT, INSERT ON events, beats, segments TO {role};\n\
          REVOKE UPDATE, DELETE, TRUNCATE, TRIGGER, REFERENCES ON events, beats, segments FROM {role};\n\
-         GRANT SELECT, INSERT, UPDATE, DELETE ON runs, beating, due, lanes, beacons, idempotency TO {role};\n\
+         GRANT SELECT, INSERT, UPDATE, DELETE \
+         ON runs, beating, due, lanes, beacons, idempotency, cursors TO {role};\n\
          GRANT SELECT, UPDATE ON head TO {role};\n\
          GRANT SELECT ON whole_runs, lastbeat_schema TO {role};\n"
     ))

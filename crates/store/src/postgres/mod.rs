@@ -36,6 +36,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::observe::Observer;
 use crate::queue::{self, Job, QUEUE_MAX};
 use crate::record;
 use crate::service::ServiceLog;
@@ -187,8 +188,16 @@ impl Store for PostgresStore {
         read::feed(&mut *self.reader().await?, after, limit).await
     }
 
+    async fn log_end(&self) -> Result<u64, StoreError> {
+        read::log_end(&mut *self.reader().await?).await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
         read::list(&mut *self.reader().await?, filter, after, limit).await
+    }
+
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
+        read::goals(&mut *self.reader().await?, after, limit).await
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
@@ -208,6 +217,10 @@ impl Store for PostgresStore {
 
     async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError> {
         read::running(&mut *self.reader().await?, lane, limit).await
+    }
+
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        read::cursor(&mut *self.reader().await?, name).await
     }
 
     fn clock(&self) -> Arc<dyn Clock> {
@@ -287,6 +300,10 @@ impl Store for PostgresStore {
         let checks = doctor::doctor(&mut connection, &self.shared.clock, &service).await;
         let _ = connection.close().await;
         checks
+    }
+
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        self.shared.observed.by(observer);
     }
 
     async fn close(&self) {

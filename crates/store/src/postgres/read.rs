@@ -225,6 +225,13 @@ pub(super) async fn next_due(connection: &mut PgConnection) -> Result<Option<Tim
     Ok(micros.map(Timestamp::from_micros))
 }
 
+/// How far a cursor has come.
+pub(super) async fn cursor(connection: &mut PgConnection, name: &Name) -> Result<Option<u64>, StoreError> {
+    let query = sqlx::query_scalar("SELECT position FROM cursors WHERE name = $1").bind(name.as_str());
+    let position: Option<i64> = query.fetch_optional(connection).await?;
+    position.map(unsigned).transpose()
+}
+
 pub(super) async fn lanes(connection: &mut PgConnection, changed_only: bool) -> Result<Vec<Name>, StoreError> {
     let names: Vec<String> = sqlx::query_scalar(
         "SELECT lane FROM lanes WHERE rearm_after IS NOT NULL OR NOT $1 ORDER BY lane COLLATE \"C\"",
@@ -233,6 +240,30 @@ pub(super) async fn lanes(connection: &mut PgConnection, changed_only: bool) -> 
     .fetch_all(connection)
     .await?;
     let name = |name: String| Name::new(name).map_err(|error| StoreError::Corrupt(format!("a lane: {error}")));
+    names.into_iter().map(name).collect()
+}
+
+pub(super) async fn log_end(connection: &mut PgConnection) -> Result<u64, StoreError> {
+    let end: Option<i64> = sqlx::query_scalar("SELECT max(position) FROM events").fetch_one(connection).await?;
+    unsigned(end.unwrap_or(0))
+}
+
+/// The goals, each found by a step in the index of the one before.
+pub(super) async fn goals(
+    connection: &mut PgConnection,
+    after: Option<&Name>,
+    limit: usize,
+) -> Result<Vec<Name>, StoreError> {
+    let names: Vec<String> = sqlx::query_scalar(
+        "WITH RECURSIVE found (goal) AS (SELECT min(goal) FROM runs WHERE goal > $1 UNION ALL \
+         SELECT (SELECT min(goal) FROM runs WHERE goal > found.goal) FROM found WHERE found.goal IS NOT NULL) \
+         SELECT goal FROM found WHERE goal IS NOT NULL LIMIT $2",
+    )
+    .bind(after.map_or("", Name::as_str))
+    .bind(signed(limit as u64))
+    .fetch_all(connection)
+    .await?;
+    let name = |name: String| Name::new(name).map_err(|error| StoreError::Corrupt(format!("a goal: {error}")));
     names.into_iter().map(name).collect()
 }
 

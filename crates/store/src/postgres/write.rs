@@ -8,7 +8,7 @@ use sqlx::postgres::PgConnection;
 use uuid::Uuid;
 
 use super::rows::{BeatingColumns, RunColumns};
-use crate::batch::{LanePace, RunRow, Writes};
+use crate::batch::{CursorWrite, LanePace, RunRow, Writes};
 use crate::error::StoreError;
 use crate::idempotency::{FirstAnswer, REMEMBERED};
 use crate::log::{BeatsRow, EventRow, SegmentRow, signed};
@@ -44,13 +44,16 @@ pub(super) async fn apply(
         put_lanes(connection, writes.lanes.iter()).await?;
     }
     for (lane, after) in &writes.rearm {
-        put_cursor(connection, lane, *after).await?;
+        put_rearm(connection, lane, *after).await?;
     }
     for (lane, pace) in &writes.paces {
         put_pace(connection, lane, pace).await?;
     }
     if let Some(beacons) = &writes.beacons {
         put_beacons(connection, beacons, latest_at).await?;
+    }
+    for (name, cursor) in &writes.cursors {
+        move_cursor(connection, name, *cursor).await?;
     }
     for (key, answer) in &writes.answers {
         remember(connection, key, answer).await?;
@@ -267,7 +270,7 @@ pub(super) async fn put_lanes(
     Ok(())
 }
 
-async fn put_cursor(connection: &mut PgConnection, lane: &Name, after: Option<i64>) -> Result<(), StoreError> {
+async fn put_rearm(connection: &mut PgConnection, lane: &Name, after: Option<i64>) -> Result<(), StoreError> {
     sqlx::query("UPDATE lanes SET rearm_after = $1 WHERE lane = $2")
         .bind(after)
         .bind(lane.as_str())
@@ -323,6 +326,34 @@ pub(super) async fn raise_head(connection: &mut PgConnection, latest_at: Timesta
         .bind(latest_at.as_micros())
         .execute(connection)
         .await?;
+    Ok(())
+}
+
+/// Moves a cursor, never back.
+async fn move_cursor(connection: &mut PgConnection, name: &Name, cursor: CursorWrite) -> Result<(), StoreError> {
+    if let Some(position) = cursor.begin {
+        sqlx::query("INSERT INTO cursors (name, position) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
+            .bind(name.as_str())
+            .bind(position)
+            .execute(&mut *connection)
+            .await?;
+    }
+    if let Some(position) = cursor.advance {
+        sqlx::query(
+            "INSERT INTO cursors (name, position) VALUES ($1, $2) \
+             ON CONFLICT (name) DO UPDATE SET position = greatest(cursors.position, excluded.position)",
+        )
+        .bind(name.as_str())
+        .bind(position)
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Moves all cursors to the end of the log: what was imported is no news to those who follow it.
+pub(super) async fn move_all_cursors(connection: &mut PgConnection, end: i64) -> Result<(), StoreError> {
+    sqlx::query("UPDATE cursors SET position = greatest(position, $1)").bind(end).execute(connection).await?;
     Ok(())
 }
 

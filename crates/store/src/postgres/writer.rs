@@ -27,6 +27,7 @@ use crate::batch::{Batch, Clocks, Ground, Head};
 use crate::error::{CommandError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::log::BeatsRow;
+use crate::observe::{Noted, Observed};
 use crate::queue::{Errand, Job, Queue, Waiting, answer_all};
 use crate::service::ServiceLog;
 use crate::{ImportError, Outcome};
@@ -50,11 +51,13 @@ pub(super) struct Shared {
     pub(super) service: Mutex<Arc<ServiceLog>>,
     /// The clocks as they were at this process's last beacon.
     last_beacon: Mutex<Option<ClockSample>>,
+    /// Who is told of each commit.
+    pub(super) observed: Observed,
 }
 
 impl Shared {
     pub(super) fn new(clock: PgClock) -> Shared {
-        Shared { clock, service: Mutex::default(), last_beacon: Mutex::default() }
+        Shared { clock, service: Mutex::default(), last_beacon: Mutex::default(), observed: Observed::default() }
     }
 
     pub(super) fn service(&self) -> Arc<ServiceLog> {
@@ -79,6 +82,8 @@ struct Pending {
     beacon: Option<ClockSample>,
     /// The statements that commit it.
     commit: String,
+    /// What an observer is told of.
+    noted: Vec<Noted>,
 }
 
 pub(super) struct Writer {
@@ -160,13 +165,13 @@ impl Writer {
 
     /// Carries out a batch in one transaction, which is tried again while that may help.
     async fn persist(&mut self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
-        let mut delays = patience(self.away);
+        let (started, mut delays) = (Instant::now(), patience(self.away));
         loop {
             let mut pending = None;
             let error = match self.attempt(commands, &mut pending).await {
                 Ok(()) => {
                     self.away = false;
-                    return Ok(pending.map(|pending| self.committed(pending)).unwrap_or_default());
+                    return Ok(pending.map(|pending| self.committed(pending, started)).unwrap_or_default());
                 }
                 Err(error) => error,
             };
@@ -174,7 +179,7 @@ impl Writer {
                 && self.was_committed(&pending.transaction, &pending.mark).await?
             {
                 tracing::info!(%error, "the connection was lost during a commit that went through");
-                return Ok(self.committed(pending));
+                return Ok(self.committed(pending, started));
             }
             if !error.is_transient() {
                 return Err(error);
@@ -191,10 +196,11 @@ impl Writer {
 
     /// Returns the answers of a transaction that is committed. Only now a beacon of it counts: the clocks are compared
     /// with one that the log knows, or a step would be forgotten that was never recorded.
-    fn committed(&self, pending: Pending) -> Vec<Outcome> {
+    fn committed(&self, pending: Pending, started: Instant) -> Vec<Outcome> {
         if pending.beacon.is_some() {
             *self.shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner) = pending.beacon;
         }
+        self.shared.observed.tell(pending.outcomes.len(), started.elapsed(), &pending.noted);
         pending.outcomes
     }
 
@@ -321,7 +327,7 @@ async fn transact(
         }
         let (commit, mark) = (taken.commit(at), Mark::of_beats(at, &taken.numbered()));
         let outcomes = in_order(commands.len(), taken.answers(&shared.service(), at), &mask, Vec::new());
-        return Ok(Pending { transaction, mark, outcomes, beacon: None, commit });
+        return Ok(Pending { transaction, mark, outcomes, beacon: None, commit, noted: Vec::new() });
     }
     let rest: Vec<Command> =
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
@@ -331,11 +337,11 @@ async fn transact(
     let service = refresh_service_log(connection, &shared.service()).await?;
     shared.keep(&service);
     *service_read = Some(Instant::now());
-    let (decided, mark, beacon) =
+    let (decided, mark, beacon, noted) =
         decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
     let mark = mark.or(Mark::of_beats(at, &taken.numbered()));
     let outcomes = in_order(commands.len(), taken.answers(&service, at), &mask, decided);
-    Ok(Pending { transaction, mark, outcomes, beacon, commit: "COMMIT".to_owned() })
+    Ok(Pending { transaction, mark, outcomes, beacon, commit: "COMMIT".to_owned(), noted })
 }
 
 /// Begins a transaction, and reads its number and the log's now, before anything is locked.
@@ -370,13 +376,13 @@ async fn write_taken(
 }
 
 /// Decides commands whose runs are locked, and writes what follows. Returns also how to tell that it was committed, and
-/// the clocks, if this process beaconed.
+/// the clocks, if this process beaconed, and what an observer is told of.
 async fn decide(
     connection: &mut PgConnection,
     shared: &Shared,
     commands: &[Command],
     (mut ground, service, head, clocks): (Ground, Arc<ServiceLog>, Head, Clocks),
-) -> Result<(Vec<Outcome>, Mark, Option<ClockSample>), StoreError> {
+) -> Result<(Vec<Outcome>, Mark, Option<ClockSample>, Vec<Noted>), StoreError> {
     let now = clocks.1.max(head.latest_at.next());
     ground::read(connection, &service, commands, now, &mut ground).await?;
     let last_beacon = *shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner);
@@ -384,7 +390,7 @@ async fn decide(
     let outcomes = batch.decide_all(commands)?;
     let decided = batch.finish();
     write::apply(connection, &decided.writes, decided.head.latest_at).await?;
-    Ok((outcomes, Mark::of(&decided.writes), decided.beacon))
+    Ok((outcomes, Mark::of(&decided.writes), decided.beacon, decided.noted))
 }
 
 /// Puts the answers in the order of the commands.

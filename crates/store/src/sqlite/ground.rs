@@ -33,6 +33,11 @@ pub(super) async fn read(
             if is_sweepers(command) {
                 read_delay(connection, row.number, &mut ground).await?;
             }
+            if matches!(command.inner(), Command::ClaimRun { .. })
+                && let Some(input) = read_input(connection, &row).await?
+            {
+                ground.inputs.insert(id, input);
+            }
             ground.runs.insert(id, row);
         }
         if let Some(key) = command.idempotency_key()

@@ -24,6 +24,7 @@ pub(super) async fn import(
     let service = refresh_service_log(&mut transaction, &Arc::<ServiceLog>::default()).await?;
     let (writes, head) = import.writes(head, &service, clock.now());
     write::apply(&mut transaction, &writes, &head).await?;
+    write::move_all_cursors(&mut transaction, head.position).await?;
     transaction.commit().await.map_err(StoreError::from)?;
     Ok(import.report)
 }

@@ -27,6 +27,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::observe::{Observed, Observer};
 use crate::queue::{self, Job};
 use crate::record;
 use crate::service::ServiceLog;
@@ -46,6 +47,7 @@ pub struct SqliteStore {
     clock: Arc<dyn Clock>,
     readers: SqlitePool,
     writer: mpsc::Sender<Job>,
+    observed: Observed,
     /// The service events as they were last read.
     service: Mutex<Arc<ServiceLog>>,
 }
@@ -59,12 +61,13 @@ impl SqliteStore {
     pub async fn open(url: &str, create: bool, clock: Arc<dyn Clock>) -> Result<SqliteStore, StoreError> {
         let path = open::path_of(url)?;
         let connection = open::open_and_migrate(&path, create).await?;
-        let writer = writer::start(connection, Arc::clone(&clock));
+        let observed = Observed::default();
+        let writer = writer::start(connection, Arc::clone(&clock), observed.clone());
         let options = open::options(&path, false).pragma("query_only", "ON");
         let pool =
             SqlitePoolOptions::new().min_connections(0).max_connections(READERS_MAX).acquire_timeout(READER_WAIT);
         let readers = pool.connect_lazy_with(options);
-        Ok(SqliteStore { path, clock, readers, writer, service: Mutex::default() })
+        Ok(SqliteStore { path, clock, readers, writer, observed, service: Mutex::default() })
     }
 
     /// Returns the file.
@@ -117,9 +120,17 @@ impl Store for SqliteStore {
         read::feed(&mut snapshot, after, limit).await
     }
 
+    async fn log_end(&self) -> Result<u64, StoreError> {
+        read::log_end(&mut *self.readers.acquire().await?).await
+    }
+
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         read::list(&mut snapshot, filter, after, limit).await
+    }
+
+    async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
+        read::goals(&mut *self.readers.acquire().await?, after, limit).await
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
@@ -137,6 +148,11 @@ impl Store for SqliteStore {
     async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         read::running(&mut snapshot, lane, limit).await
+    }
+
+    async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        read::cursor(&mut snapshot, name).await
     }
 
     fn clock(&self) -> Arc<dyn Clock> {
@@ -213,6 +229,10 @@ impl Store for SqliteStore {
         let mut snapshot = self.readers.begin().await?;
         let service = self.service_log_in(&mut snapshot).await?;
         doctor::doctor(&mut snapshot, &self.path, &service, self.clock.now()).await
+    }
+
+    fn observe(&self, observer: Arc<dyn Observer>) {
+        self.observed.by(observer);
     }
 
     async fn close(&self) {

@@ -6,7 +6,7 @@ use lastbeat_domain::{Name, Span, Timestamp};
 use sqlx::sqlite::SqliteConnection;
 
 use super::rows::{PUT_RUN, bind_run, pack_tail};
-use crate::batch::{Head, LanePace, RunRow, Writes};
+use crate::batch::{CursorWrite, Head, LanePace, RunRow, Writes};
 use crate::error::StoreError;
 use crate::idempotency::{FirstAnswer, REMEMBERED};
 use crate::log::{BeatsRow, EventRow, SegmentRow, signed};
@@ -38,13 +38,16 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &Writes, he
         put_lane(connection, lane).await?;
     }
     for (lane, after) in &writes.rearm {
-        put_cursor(connection, lane, *after).await?;
+        put_rearm(connection, lane, *after).await?;
     }
     for (lane, pace) in &writes.paces {
         put_pace(connection, lane, pace).await?;
     }
     if let Some(beacons) = &writes.beacons {
         put_beacons(connection, beacons).await?;
+    }
+    for (name, cursor) in &writes.cursors {
+        move_cursor(connection, name, *cursor).await?;
     }
     for (key, answer) in &writes.answers {
         remember(connection, key, answer).await?;
@@ -147,7 +150,7 @@ async fn put_lane(connection: &mut SqliteConnection, lane: &Name) -> Result<(), 
     Ok(())
 }
 
-async fn put_cursor(connection: &mut SqliteConnection, lane: &Name, after: Option<i64>) -> Result<(), StoreError> {
+async fn put_rearm(connection: &mut SqliteConnection, lane: &Name, after: Option<i64>) -> Result<(), StoreError> {
     sqlx::query("UPDATE lanes SET rearm_after = ? WHERE lane = ?")
         .bind(after)
         .bind(lane.as_str())
@@ -178,6 +181,34 @@ async fn put_beacons(connection: &mut SqliteConnection, beacons: &[Beacon]) -> R
             .execute(&mut *connection)
             .await?;
     }
+    Ok(())
+}
+
+/// Moves a cursor, never back.
+async fn move_cursor(connection: &mut SqliteConnection, name: &Name, cursor: CursorWrite) -> Result<(), StoreError> {
+    if let Some(position) = cursor.begin {
+        sqlx::query("INSERT INTO cursors (name, position) VALUES (?, ?) ON CONFLICT (name) DO NOTHING")
+            .bind(name.as_str())
+            .bind(position)
+            .execute(&mut *connection)
+            .await?;
+    }
+    if let Some(position) = cursor.advance {
+        sqlx::query(
+            "INSERT INTO cursors (name, position) VALUES (?, ?) \
+             ON CONFLICT (name) DO UPDATE SET position = max(position, excluded.position)",
+        )
+        .bind(name.as_str())
+        .bind(position)
+        .execute(connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Moves all cursors to the end of the log: what was imported is no news to those who follow it.
+pub(super) async fn move_all_cursors(connection: &mut SqliteConnection, end: i64) -> Result<(), StoreError> {
+    sqlx::query("UPDATE cursors SET position = max(position, ?)").bind(end).execute(connection).await?;
     Ok(())
 }
 

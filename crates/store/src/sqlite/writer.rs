@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::listening::ClockSample;
@@ -19,13 +20,15 @@ use crate::Outcome;
 use crate::batch::Batch;
 use crate::clock::Clock;
 use crate::error::StoreError;
+use crate::observe::Observed;
 use crate::queue::{Errand, Job, QUEUE_MAX, Queue, Waiting, answer_all};
 use crate::service::ServiceLog;
 
 /// Starts the writer on a connection.
-pub(super) fn start(connection: SqliteConnection, clock: Arc<dyn Clock>) -> mpsc::Sender<Job> {
+pub(super) fn start(connection: SqliteConnection, clock: Arc<dyn Clock>, observed: Observed) -> mpsc::Sender<Job> {
     let (sender, receiver) = mpsc::channel(QUEUE_MAX);
-    let writer = Writer { connection, clock, service: Arc::default(), last_beacon: None, waiting: Queue::default() };
+    let (service, last_beacon, waiting) = (Arc::default(), None, Queue::default());
+    let writer = Writer { connection, clock, observed, service, last_beacon, waiting };
     tokio::spawn(writer.run(receiver));
     sender
 }
@@ -33,6 +36,7 @@ pub(super) fn start(connection: SqliteConnection, clock: Arc<dyn Clock>) -> mpsc
 struct Writer {
     connection: SqliteConnection,
     clock: Arc<dyn Clock>,
+    observed: Observed,
     service: Arc<ServiceLog>,
     /// The clocks as they were at this process's last beacon.
     last_beacon: Option<ClockSample>,
@@ -96,6 +100,7 @@ impl Writer {
     }
 
     async fn transact(&mut self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
+        let started = Instant::now();
         let mut transaction = self.connection.begin_with("BEGIN IMMEDIATE").await?;
         // Log time is read under the lock, so that it is in the order of commits.
         let clocks = (self.clock.boottime(), self.clock.now(), self.clock.boottime());
@@ -109,6 +114,7 @@ impl Writer {
         let decided = batch.finish();
         write::apply(&mut transaction, &decided.writes, &decided.head).await?;
         transaction.commit().await?;
+        self.observed.tell(commands.len(), started.elapsed(), &decided.noted);
         if decided.beacon.is_some() {
             self.last_beacon = decided.beacon;
         }

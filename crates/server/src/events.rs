@@ -1,0 +1,261 @@
+//! Facts: the feed of all of them, and the stream of one run, in pages or as they come.
+//!
+//! A stream is read by a task of its own, which ends when its reader goes away or the server stops. What is new is
+//! noticed by one look at the end of the log for all streams together.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::sse::{Event, KeepAlive, Sse};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use lastbeat_domain::access::Action;
+use lastbeat_domain::event::ServiceEvent;
+use lastbeat_domain::{RunId, Status};
+use lastbeat_store::FeedEntry;
+use lastbeat_wire::events::{EventDocument, EventsPage, FeedEvent, FeedPage};
+use lastbeat_wire::{Problem as ProblemDocument, answers, schema};
+use serde::{Deserialize, Serialize};
+use std::convert::Infallible;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use utoipa::IntoParams;
+
+use crate::app::App;
+use crate::body::{Named, Params};
+use crate::caller::{Caller, permitted_run};
+use crate::cursor;
+use crate::problem::Problem;
+
+/// How many facts a stream reads at a time.
+const PAGE_FACTS: usize = 500;
+/// How many events wait for a slow reader.
+const BUFFERED: usize = 64;
+/// How often a run that is followed is looked at: its plain heartbeats are in no feed.
+const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
+/// How long to wait after the store failed.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often a stream without events says that it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// Where to begin, and how much to read.
+#[derive(Debug, Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EventsParams {
+    /// Where to begin: the `next` of the page before, or after the event with this number (`position` in the feed,
+    /// `version` in the stream of a run).
+    after: Option<String>,
+    /// How many at the most; a stream has no end.
+    #[param(minimum = 1, maximum = 500, default = 50)]
+    limit: Option<u32>,
+}
+
+/// Tells all facts in the order of their commits, but for plain heartbeats, which are read by run. As a page, or with
+/// `Accept: text/event-stream` as they come; the id of an event is its position.
+#[utoipa::path(
+    get, path = "/v1/events", tag = "events",
+    params(EventsParams, ("Last-Event-ID" = Option<String>, Header, description = "of a stream: the last event that was seen")),
+    responses(
+        (status = 200, description = "facts", content((FeedPage = "application/json"), (String = "text/event-stream"))),
+        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn feed(
+    State(app): State<App>,
+    caller: Caller,
+    headers: HeaderMap,
+    Params(params): Params<EventsParams>,
+) -> Result<Response, Problem> {
+    caller.check(Action::SeeService)?;
+    let limit = cursor::limit(params.limit)?;
+    let after = begin(&headers, params.after.as_ref())?;
+    if wants_stream(&headers) {
+        let permit = permit(&app)?;
+        let (events, receiver) = mpsc::channel(BUFFERED);
+        tokio::spawn(follow_feed(app, after, events, permit));
+        return Ok(streamed(receiver));
+    }
+    let mut entries = app.store().feed(after, limit + 1).await?;
+    let more = entries.len() > limit;
+    entries.truncate(limit);
+    let next = entries.last().filter(|_| more).map(|last| cursor::cursor(last.position));
+    Ok(Json(FeedPage { events: entries.into_iter().map(shown).collect(), next }).into_response())
+}
+
+/// Tells the facts of a run. As a page, or with `Accept: text/event-stream` as they come, until the run is settled; the
+/// id of an event is its version.
+#[utoipa::path(
+    get, path = "/v1/runs/{id}/events", tag = "events",
+    params(
+        ("id" = schema::RunId, Path, description = "the run"), EventsParams,
+        ("Last-Event-ID" = Option<String>, Header, description = "of a stream: the last event that was seen"),
+    ),
+    responses(
+        (status = 200, description = "facts", content((EventsPage = "application/json"), (String = "text/event-stream"))),
+        (status = 204, description = "of a stream: the run is settled, and there is nothing more"),
+        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+    )
+)]
+pub(crate) async fn of_run(
+    State(app): State<App>,
+    caller: Caller,
+    Named(id): Named<RunId>,
+    headers: HeaderMap,
+    Params(params): Params<EventsParams>,
+) -> Result<Response, Problem> {
+    let run = permitted_run(&app, &caller, Action::SeeRun, id).await?;
+    let limit = cursor::limit(params.limit)?;
+    let after = begin(&headers, params.after.as_ref())?;
+    if !wants_stream(&headers) {
+        let mut page = answers::history(app.store(), id, after, limit).await?;
+        page.next = page.next.map(cursor::cursor);
+        page.events.iter_mut().for_each(|fact| caller.veil_fact(fact));
+        return Ok(Json(page).into_response());
+    }
+    if run.status.is_terminal() && after >= run.version {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let permit = permit(&app)?;
+    let (events, receiver) = mpsc::channel(BUFFERED);
+    tokio::spawn(follow_run(app, caller, (id, after), events, permit));
+    Ok(streamed(receiver))
+}
+
+fn wants_stream(headers: &HeaderMap) -> bool {
+    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    accept.split(',').any(|kind| kind.split(';').next().unwrap_or_default().trim() == "text/event-stream")
+}
+
+/// A stream that is taken up again begins where it broke off, wherever it once began.
+fn begin(headers: &HeaderMap, after: Option<&String>) -> Result<u64, Problem> {
+    match headers.get("last-event-id").filter(|_| wants_stream(headers)) {
+        None => cursor::number(after),
+        Some(id) => {
+            let seen = id.to_str().ok().and_then(|id| id.parse().ok());
+            seen.ok_or_else(|| Problem::invalid("Last-Event-ID", "this is the id of no event"))
+        }
+    }
+}
+
+fn permit(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+    let permit = std::sync::Arc::clone(&app.streams).try_acquire_owned();
+    permit.map_err(|_| Problem::unavailable("overloaded", "too many streams are open; try again").after(5))
+}
+
+fn streamed(receiver: mpsc::Receiver<Event>) -> Response {
+    let events = stream::unfold(receiver, |mut receiver| async move {
+        let event = receiver.recv().await?;
+        Some((Ok::<_, Infallible>(event), receiver))
+    });
+    let mut response = Sse::new(events).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response();
+    // Proxies that collect an answer before they pass it on would collect this one for ever.
+    response.headers_mut().insert("x-accel-buffering", axum::http::HeaderValue::from_static("no"));
+    response
+}
+
+/// A fact as the feed tells it. What a thief could look a stolen list of tokens up by is left out.
+fn shown(entry: FeedEntry) -> FeedEvent {
+    let position = entry.position;
+    let mut event = EventDocument::from(entry);
+    match &mut event {
+        EventDocument::Service(recorded) => {
+            if let ServiceEvent::TokenIssued { digest, .. } = &mut recorded.event {
+                *digest = None;
+            }
+        }
+        EventDocument::Unknown(body) => {
+            if let Some(fields) = body.as_object_mut() {
+                fields.remove("digest");
+            }
+        }
+        EventDocument::Run(_) => {}
+    }
+    FeedEvent { position, event }
+}
+
+fn event<T: Serialize>(id: u64, kind: &str, document: &T) -> Option<Event> {
+    Event::default().id(id.to_string()).event(kind).json_data(document).ok()
+}
+
+async fn follow_feed(app: App, mut after: u64, events: mpsc::Sender<Event>, _permit: OwnedSemaphorePermit) {
+    let mut end = app.log_end.subscribe();
+    loop {
+        let entries = match app.store().feed(after, PAGE_FACTS).await {
+            Ok(entries) => entries,
+            Err(error) => {
+                tracing::debug!(%error, "the feed cannot be read");
+                if wait(&app, &events, tokio::time::sleep(PAUSE)).await { continue } else { return }
+            }
+        };
+        let is_last = entries.len() < PAGE_FACTS;
+        for entry in entries.into_iter().map(shown) {
+            after = entry.position;
+            let Some(event) = event(after, entry.event.type_name(), &entry) else { continue };
+            if !send(&app, &events, event).await {
+                return;
+            }
+        }
+        let grown = async {
+            let _ = end.wait_for(|end| *end > after).await;
+        };
+        if is_last && !wait(&app, &events, grown).await {
+            return;
+        }
+    }
+}
+
+async fn follow_run(
+    app: App,
+    caller: Caller,
+    (id, mut after): (RunId, u64),
+    events: mpsc::Sender<Event>,
+    _permit: OwnedSemaphorePermit,
+) {
+    loop {
+        // The run first: what ended it is then among the facts.
+        let settled = match app.store().run(id).await {
+            Ok(run) => run.is_none_or(|run| run.status.is_terminal() && run.status != Status::Pending),
+            Err(_) => false,
+        };
+        match answers::history(app.store(), id, after, PAGE_FACTS).await {
+            Ok(page) => {
+                for mut fact in page.events {
+                    caller.veil_fact(&mut fact);
+                    after = fact.version().unwrap_or(after + 1);
+                    let Some(event) = event(after, fact.type_name(), &fact) else { continue };
+                    if !send(&app, &events, event).await {
+                        return;
+                    }
+                }
+                if page.next.is_some() {
+                    continue;
+                }
+                if settled {
+                    return;
+                }
+            }
+            Err(error) => tracing::debug!(%error, "a run cannot be followed"),
+        }
+        if !wait(&app, &events, tokio::time::sleep(FOLLOW_INTERVAL)).await {
+            return;
+        }
+    }
+}
+
+/// Sends an event; false if nobody reads any more, or the server stops.
+async fn send(app: &App, events: &mpsc::Sender<Event>, event: Event) -> bool {
+    tokio::select! {
+        sent = events.send(event) => sent.is_ok(),
+        () = app.shutdown.begins() => false,
+    }
+}
+
+/// Waits for something; false if nobody reads any more, or the server stops.
+async fn wait(app: &App, events: &mpsc::Sender<Event>, until: impl Future<Output = ()>) -> bool {
+    tokio::select! {
+        () = until => true,
+        () = events.closed() => false,
+        () = app.shutdown.begins() => false,
+    }
+}
