@@ -127,7 +127,7 @@ CREATE TABLE beating (
     version           bigint  NOT NULL,
     updated_at        bigint  NOT NULL,
     tail              bytea   NOT NULL
-) WITH (fillfactor = 70);
+) WITH (fillfactor = 45);
 
 -- Each run as it stands now: whatever came since its row of `runs` was written is a plain heartbeat. `sound`: whether
 -- the two tables say the same of it.
@@ -227,13 +227,6 @@ BEGIN
     RETURN coalesce(simulated, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint);
 END $$;
 
--- What a batch begins with: its stamp, which is the log's now before anything is locked, and its transaction's number.
-CREATE FUNCTION lastbeat_begin(simulated bigint, OUT at bigint, OUT transaction text) LANGUAGE plpgsql VOLATILE SET enable_seqscan = off AS $$
-BEGIN
-    at := greatest(lastbeat_clock(simulated), lastbeat_latest_at() + 1);
-    transaction := pg_current_xact_id()::text;
-END $$;
-
 -- Takes the log lock until the end of the transaction, and then reads the clock and the end of the log. In a function
 -- of this kind each statement sees what was committed before it began, so the second one sees what the lock waited for.
 CREATE FUNCTION lastbeat_lock_log(
@@ -273,22 +266,8 @@ END $$;
 -- The digest of a row of `beats`, as the program computes it: the first eight bytes of the SHA-256 over the fields, each
 -- with its kind, and data with its length.
 CREATE FUNCTION lastbeat_beats_digest("position" bigint, recorded_at bigint, count bigint, data bytea)
-RETURNS bigint LANGUAGE plpgsql IMMUTABLE AS $$
-BEGIN
-    RETURN ('x' || encode(substring(sha256(
+RETURNS bigint LANGUAGE sql IMMUTABLE AS $$
+    SELECT ('x' || encode(substring(sha256(
         '\x01'::bytea || int8send($1) || '\x01'::bytea || int8send($2) || '\x01'::bytea || int8send($3)
         || '\x03'::bytea || int8send(octet_length($4)) || $4) FROM 1 FOR 8), 'hex'))::bit(64)::bigint;
-END $$;
-
--- Takes the log lock until the end of the transaction, and appends the heartbeats of a commit: in one call, since nobody
--- else appends anything until the commit.
-CREATE FUNCTION lastbeat_append_beats(at bigint, beats bigint, packed bytea) RETURNS void LANGUAGE plpgsql VOLATILE
-    SET enable_seqscan = off AS $$
-DECLARE
-    place bigint;
-BEGIN
-    PERFORM pg_advisory_xact_lock(hashtext('lastbeat log'), hashtext(current_schema()));
-    place := 1 + greatest((SELECT max(b.position) FROM beats b), (SELECT h.beat_position FROM head h));
-    INSERT INTO beats (position, recorded_at, latest_at, count, digest, data)
-    VALUES (place, at, greatest(at, lastbeat_latest_at()), beats, lastbeat_beats_digest(place, at, beats, packed), packed);
-END $$;
+$$;

@@ -34,6 +34,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use lastbeat_domain::decide::Command;
+use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::{
     LanePolicy, Listening, Name, Recorded, Run, RunId, ServiceRecorded, Span, Status, Timestamp, Verdict, judge,
 };
@@ -93,6 +94,12 @@ pub struct Heard {
 }
 
 impl Heard {
+    /// Returns the heartbeat as it stands in the log, which is a plain one.
+    fn fact(&self) -> Recorded {
+        let event = RunEvent::Heartbeat { attempt: self.attempt, progress: None };
+        Recorded { run: self.run, version: self.version, recorded_at: self.at, event }
+    }
+
     /// Says what the executor of a run that has just beaten is to know.
     pub(crate) fn of(judged: &Judged) -> Heard {
         let run = &judged.run;
@@ -115,7 +122,8 @@ pub struct Answer {
     pub judged: Option<Box<Judged>>,
     /// What the executor is to know, for a heartbeat.
     pub heard: Option<Heard>,
-    /// The facts of the run that were appended.
+    /// The facts of the run that were appended, but for a plain heartbeat of which `heard` says it all: see
+    /// [`Answer::facts`].
     pub appended: Vec<Recorded>,
     /// The service facts that were appended.
     pub service: Vec<ServiceRecorded>,
@@ -125,6 +133,16 @@ pub struct Answer {
     pub input: Option<Value>,
     /// How many runs were re-armed.
     pub rearmed: u64,
+}
+
+impl Answer {
+    /// Returns the facts of the run that were appended.
+    pub fn facts(&self) -> Vec<Recorded> {
+        match &self.heard {
+            Some(heard) if self.appended.is_empty() => vec![heard.fact()],
+            _ => self.appended.clone(),
+        }
+    }
 }
 
 /// What became of one command of a batch.

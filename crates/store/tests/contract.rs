@@ -100,7 +100,7 @@ async fn a_run_of_a_hundred_beats_keeps_every_one_of_them(place: Place) {
     for _ in 0..100 {
         place.clock.advance(Span::from_seconds(30));
         let answer = one(store, beat(run, "c")).await.unwrap();
-        instants.push(answer.appended[0].recorded_at);
+        instants.push(answer.facts()[0].recorded_at);
     }
     let stream = ask::whole_stream(store, run).await.unwrap();
     let beats: Vec<_> = stream.iter().filter(|fact| fact.type_name() == "heartbeat").collect();
@@ -119,7 +119,7 @@ async fn log_time_stands_still_while_the_clock_runs_backwards(place: Place) {
     let before = store.now().await.unwrap();
     place.clock.set(before.minus(Span::from_seconds(3_600)));
     let answer = one(store, beat(run_id(1), "c")).await.unwrap();
-    assert_eq!(answer.appended[0].recorded_at, before.next());
+    assert_eq!(answer.facts()[0].recorded_at, before.next());
 }
 
 async fn log_time_stands_still_though_the_last_beacon_is_gone(place: Place) {
@@ -134,7 +134,7 @@ async fn log_time_stands_still_though_the_last_beacon_is_gone(place: Place) {
     let before = store.now().await.unwrap();
     place.clock.set(before.minus(Span::from_seconds(3_600)));
     assert!(store.now().await.unwrap() >= before);
-    assert!(one(store, beat(run_id(1), "c")).await.unwrap().appended[0].recorded_at > before);
+    assert!(one(store, beat(run_id(1), "c")).await.unwrap().facts()[0].recorded_at > before);
 }
 
 async fn a_heartbeat_that_comes_before_the_reap_wins(place: Place) {

@@ -280,7 +280,7 @@ async fn a_commit_whose_answer_is_lost_is_looked_up_and_done_once() {
         proxy.arm(Cut::Answer);
         let answer = one(&store, command).await.unwrap();
         assert_eq!(proxy.state.cuts.load(Ordering::SeqCst), number + 1);
-        versions.push(answer.appended.last().unwrap().version);
+        versions.push(answer.facts().last().unwrap().version);
     }
     assert_eq!(versions, [2, 3, 4, 5]);
     assert_eq!(store.run(run_id(1)).await.unwrap().unwrap().version, 5);
@@ -338,7 +338,7 @@ async fn a_commit_that_was_lost_is_done_again_though_its_number_was_given_to_ano
             given = next();
         }
         proxy.state.go_on.notify_one();
-        versions.push(told.await.unwrap().unwrap().appended.last().unwrap().version);
+        versions.push(told.await.unwrap().unwrap().facts().last().unwrap().version);
     }
     assert_eq!(versions, [2, 3, 4, 5]);
     assert_eq!(store.run(run_id(1)).await.unwrap().unwrap().version, 5);
@@ -427,7 +427,7 @@ fn command((kind, number): Step) -> Command {
 /// What a caller is told, in short.
 fn told(outcome: &Result<Answer, CommandError>) -> String {
     match outcome {
-        Ok(answer) => format!("{:?} {:?}", answer.appended, answer.heard),
+        Ok(answer) => format!("{:?} {:?}", answer.facts(), answer.heard),
         Err(CommandError::Refused(refusal)) => format!("{:?}", refusal.code),
         Err(CommandError::Failed(error)) => panic!("{error}"),
     }

@@ -67,7 +67,7 @@ async fn carried_out(store: &dyn Store, batch: Vec<Command>) -> bool {
     for (command, outcome) in batch.iter().zip(outcomes) {
         match (outcome, command.run()) {
             (Ok(answer), _) => {
-                for fact in answer.appended {
+                for fact in answer.facts() {
                     writeln!(out, "{} {}", fact.run, fact.version).unwrap();
                 }
             }

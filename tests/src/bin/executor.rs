@@ -127,7 +127,7 @@ impl Executor {
         for (command, outcome) in commands.iter().zip(outcomes) {
             match outcome {
                 Ok(answer) => {
-                    for fact in &answer.appended {
+                    for fact in answer.facts() {
                         writeln!(out, "{} {}", fact.run, fact.version).unwrap();
                     }
                     self.take_in(command, &answer);

@@ -10,10 +10,9 @@ use std::collections::HashMap;
 use std::fmt::Write;
 
 use lastbeat_domain::decide::{Command, Report};
-use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::run::{Claim, LastBeat, Waiting};
 use lastbeat_domain::verdict::BasisFact;
-use lastbeat_domain::{LanePolicy, Listening, Name, Recorded, Run, RunId, Status, Timestamp, judge};
+use lastbeat_domain::{LanePolicy, Listening, Name, Run, RunId, Status, Timestamp, judge};
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
@@ -45,9 +44,27 @@ const ACCEPT: &str = "\
         coalesce(array_agg(full_tail) FILTER (WHERE full_tail IS NOT NULL), '{}') \
     FROM taken";
 
-/// The columns are in the order of a segment's numbers.
-const INSERT_SEGMENTS: &str = "INSERT INTO segments \
-    (run, first_version, last_version, attempt, first_at, last_at, count, digest, data) VALUES (";
+/// What every batch asks of the server, prepared once for a session: its beginning, and the appending of heartbeats where
+/// nothing else is to be appended. So a batch can name several of them in one message, and none is planned again.
+///
+/// The log's now is read before anything is locked. Each statement sees what was committed before it began: so what is
+/// appended begins from the end of the log that the lock waited for.
+pub(super) const PREPARE: &str = "\
+    PREPARE lastbeat_begin (bigint) AS SELECT greatest(\
+        coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint), \
+        1 + greatest((SELECT h.latest_at FROM head h), \
+            (SELECT e.recorded_at FROM events e ORDER BY e.position DESC LIMIT 1), \
+            (SELECT b.latest_at FROM beats b ORDER BY b.position DESC LIMIT 1), \
+            (SELECT max(b.at) FROM beacons b))) AS at, pg_current_xact_id()::text AS transaction; \
+    PREPARE lastbeat_segments (bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bytea[]) \
+    AS INSERT INTO segments (run, first_version, last_version, attempt, first_at, last_at, count, digest, data) \
+        SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9); \
+    PREPARE lastbeat_lock AS SELECT pg_advisory_xact_lock(hashtext('lastbeat log'), hashtext(current_schema())); \
+    PREPARE lastbeat_append (bigint, bigint, bytea) AS \
+        INSERT INTO beats (position, recorded_at, latest_at, count, digest, data) \
+        SELECT place, $1, greatest($1, latest_at), $2, lastbeat_beats_digest(place, $1, $2, $3), $3 FROM (\
+            SELECT 1 + greatest(b.position, h.beat_position) AS place, b.latest_at FROM head h LEFT JOIN LATERAL (\
+                SELECT position, latest_at FROM beats ORDER BY position DESC LIMIT 1) b ON true) log_end";
 
 /// A heartbeat that was taken.
 #[derive(Debug)]
@@ -145,33 +162,39 @@ impl Taken {
         Ok(self.lanes.len() - 1)
     }
 
-    /// Returns the heartbeats as their row of `beats` packs them: run number and version, sorted.
-    pub(super) fn numbered(&self) -> Vec<(i64, u64)> {
+    /// Returns the heartbeats as a row of `beats`, at the position that it is to have.
+    pub(super) fn row(&self, position: i64, at: Timestamp) -> BeatsRow {
         let mut beats: Vec<(i64, u64)> = self.beats.iter().map(|beat| (beat.number, beat.version)).collect();
         beats.sort_unstable();
-        beats
+        BeatsRow::pack(position, at, &beats)
     }
 
-    /// Returns the statements that append the heartbeats, where nothing else is to be written, and commit: sent together,
-    /// so that the log is not locked while they travel. They hold numbers and hexadecimal digits, and nothing that came
-    /// from outside.
-    pub(super) fn commit(&self, at: Timestamp) -> String {
+    /// Returns the statements that append the heartbeats, whose row is `row`, where nothing else is to be written, and
+    /// commit: sent together, so that the log is not locked while they travel. They hold numbers and hexadecimal digits,
+    /// and nothing that came from outside.
+    pub(super) fn commit(&self, row: &BeatsRow) -> String {
         let mut statements = String::new();
         let segments = self.segments();
-        for (index, segment) in segments.iter().enumerate() {
-            let start = if index == 0 { INSERT_SEGMENTS } else { ", (" };
-            statements.push_str(start);
-            for number in segment.numbers() {
-                let _ = write!(statements, "{number}, ");
+        if !segments.is_empty() {
+            statements.push_str("EXECUTE lastbeat_segments(");
+            for column in 0..7 {
+                push_array(&mut statements, segments.iter().map(|segment| segment.numbers()[column]));
             }
-            let _ = write!(statements, "{}, ", segment.digest.unwrap_or_default());
-            push_bytes(&mut statements, &segment.data);
-            statements.push(')');
+            push_array(&mut statements, segments.iter().map(|segment| segment.digest.unwrap_or_default()));
+            for (index, segment) in segments.iter().enumerate() {
+                statements.push_str(if index == 0 { "'{\"\\\\x" } else { ",\"\\\\x" });
+                push_hex(&mut statements, &segment.data);
+                statements.push('"');
+            }
+            statements.push_str("}'); ");
         }
-        let row = BeatsRow::pack(0, at, &self.numbered());
-        let _ = write!(statements, "; SELECT lastbeat_append_beats({}, {}, ", row.recorded_at, row.count);
-        push_bytes(&mut statements, &row.data);
-        statements.push_str("); COMMIT");
+        let _ = write!(
+            statements,
+            "EXECUTE lastbeat_lock; EXECUTE lastbeat_append({}, {}, '\\x",
+            row.recorded_at, row.count
+        );
+        push_hex(&mut statements, &row.data);
+        statements.push_str("'); COMMIT");
         statements
     }
 
@@ -190,36 +213,54 @@ impl Taken {
 
     /// Answers the heartbeats that were taken, each with its index in the batch. `at` is their stamp.
     pub(super) fn answers(self, service: &ServiceLog, at: Timestamp) -> Vec<(usize, Answer)> {
+        let mut lanes: Vec<Alike> = self.lanes.into_iter().map(|lane| Alike::new(lane, service, at)).collect();
         let listening = service.listening(at);
-        let mut lanes: Vec<(Run, LanePolicy)> =
-            self.lanes.into_iter().map(|lane| (beating(lane.clone(), at), service.policy(&lane, at))).collect();
         let mut answers = Vec::with_capacity(self.beats.len());
         for beat in self.beats {
-            let (like, policy) = &mut lanes[beat.lane];
-            answers.push((beat.index, beat.answer(like, policy, &listening, at)));
+            let lane = &mut lanes[beat.lane];
+            let heard = Heard {
+                run: beat.run,
+                attempt: beat.attempt,
+                version: beat.version,
+                at,
+                cancel_requested: beat.cancel_requested,
+                interval: lane.policy.terms.heartbeat_interval,
+                lapses_at: lane.lapses_at(beat.claimed_at, &listening),
+            };
+            answers.push((beat.index, Answer { heard: Some(heard), ..Answer::default() }));
         }
         answers
     }
 }
 
-impl Accepted {
-    fn answer(&self, like: &mut Run, policy: &LanePolicy, listening: &Listening, at: Timestamp) -> Answer {
-        if let Some(claim) = &mut like.claim {
-            claim.at = self.claimed_at;
+/// The runs of a lane that were heard of at the same instant. They lapse together, unless a run may last only so long:
+/// then it matters when it was claimed.
+struct Alike {
+    run: Run,
+    policy: LanePolicy,
+    /// The claim for which the rule was asked, and what it said.
+    last: Option<(Timestamp, Option<Timestamp>)>,
+}
+
+impl Alike {
+    fn new(lane: Name, service: &ServiceLog, at: Timestamp) -> Alike {
+        let policy = service.policy(&lane, at);
+        Alike { run: beating(lane, at), policy, last: None }
+    }
+
+    fn lapses_at(&mut self, claimed_at: Timestamp, listening: &Listening) -> Option<Timestamp> {
+        let claim_matters = self.policy.terms.max_runtime.is_some();
+        if let Some((claimed, lapses_at)) = self.last
+            && (claimed == claimed_at || !claim_matters)
+        {
+            return lapses_at;
         }
-        like.last_beat = Some(LastBeat { at, version: self.version });
-        let heard = Heard {
-            run: self.run,
-            attempt: self.attempt,
-            version: self.version,
-            at,
-            cancel_requested: self.cancel_requested,
-            interval: policy.terms.heartbeat_interval,
-            lapses_at: judge(like, policy, listening, at).lapses_at(),
-        };
-        let event = RunEvent::Heartbeat { attempt: self.attempt, progress: None };
-        let recorded = Recorded { run: self.run, version: self.version, recorded_at: at, event };
-        Answer { heard: Some(heard), appended: vec![recorded], ..Answer::default() }
+        if let Some(claim) = &mut self.run.claim {
+            claim.at = claimed_at;
+        }
+        let lapses_at = judge(&self.run, &self.policy, listening, self.run.updated_at).lapses_at();
+        self.last = Some((claimed_at, lapses_at));
+        lapses_at
     }
 }
 
@@ -239,7 +280,7 @@ fn beating(lane: Name, at: Timestamp) -> Run {
         not_before: None,
         waiting: Waiting { fact: BasisFact::Created, version: 1, due_at: at },
         started_at: None,
-        last_beat: None,
+        last_beat: Some(LastBeat { at, version: 3 }),
         beats: 1,
         progress: None,
         cancel_requested: None,
@@ -252,13 +293,21 @@ fn beating(lane: Name, at: Timestamp) -> Run {
     }
 }
 
-/// Appends bytes as a literal.
-fn push_bytes(statements: &mut String, bytes: &[u8]) {
+/// Appends numbers as the literal of an array, and a comma.
+fn push_array(statements: &mut String, numbers: impl Iterator<Item = i64>) {
+    statements.push_str("'{");
+    for (index, number) in numbers.enumerate() {
+        let _ = write!(statements, "{}{number}", if index == 0 { "" } else { "," });
+    }
+    statements.push_str("}', ");
+}
+
+/// Appends bytes as hexadecimal digits.
+fn push_hex(statements: &mut String, bytes: &[u8]) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    statements.push_str("'\\x");
+    statements.reserve(2 * bytes.len());
     for byte in bytes {
         statements.push(char::from(DIGITS[usize::from(byte >> 4)]));
         statements.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
-    statements.push_str("'::bytea");
 }

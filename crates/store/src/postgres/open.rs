@@ -46,6 +46,8 @@ impl Purpose {
                 // The fast path goes through its heartbeats in the order in which they lock.
                 ("enable_hashjoin", "off"),
                 ("enable_mergejoin", "off"),
+                // A plan may be kept that was made while a table was empty, when reading all of it looked cheapest.
+                ("enable_seqscan", "off"),
                 ("jit", "off"),
             ],
             Purpose::Read => &[

@@ -4,7 +4,6 @@
 //! its disk, and gives them out again; so the transaction that it calls committed may be somebody else's. What was to be
 //! appended tells, since no two rows of the log are the same. The number says only whether the transaction is over.
 
-use lastbeat_domain::Timestamp;
 use sqlx::postgres::PgConnection;
 
 use crate::batch::Writes;
@@ -35,12 +34,8 @@ impl Mark {
         }
     }
 
-    /// Returns how to tell that heartbeats of a commit went through, run number and version each.
-    pub(super) fn of_beats(at: Timestamp, beats: &[(i64, u64)]) -> Mark {
-        if beats.is_empty() { Mark::Nothing } else { Mark::of_row(&BeatsRow::pack(0, at, beats)) }
-    }
-
-    fn of_row(row: &BeatsRow) -> Mark {
+    /// Returns how to tell that the heartbeats of a commit went through.
+    pub(super) fn of_row(row: &BeatsRow) -> Mark {
         Mark::Beats { at: row.recorded_at, count: row.count, data: row.data.clone() }
     }
 

@@ -26,7 +26,6 @@ use super::{ground, open, write};
 use crate::batch::{Batch, Clocks, Ground, Head};
 use crate::error::{CommandError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
-use crate::log::BeatsRow;
 use crate::observe::{Noted, Observed};
 use crate::queue::{Errand, Job, Queue, Waiting, answer_all};
 use crate::service::ServiceLog;
@@ -106,7 +105,13 @@ impl Writer {
             // What came before the errand is carried out before it.
             while !self.waiting.is_empty() {
                 let batch = self.waiting.next_batch();
+                let many = batch.len() > 1;
                 self.carry_out(batch).await;
+                if many {
+                    // Who was answered just now may have more to say: then it shares the next commit, which would
+                    // otherwise begin with the first of them alone.
+                    tokio::task::yield_now().await;
+                }
                 if errand.is_none() {
                     break;
                 }
@@ -235,7 +240,11 @@ impl Writer {
     async fn connected(&mut self) -> Result<PgConnection, StoreError> {
         match self.connection.take() {
             Some(connection) => Ok(connection),
-            None => open::connect(&self.options).await,
+            None => {
+                let mut connection = open::connect(&self.options).await?;
+                connection.execute(sqlx::raw_sql(beats::PREPARE)).await?;
+                Ok(connection)
+            }
         }
     }
 
@@ -325,7 +334,8 @@ async fn transact(
             shared.keep(&refresh_service_log(connection, &shared.service()).await?);
             *service_read = Some(Instant::now());
         }
-        let (commit, mark) = (taken.commit(at), Mark::of_beats(at, &taken.numbered()));
+        let row = taken.row(0, at);
+        let (commit, mark) = (taken.commit(&row), Mark::of_row(&row));
         let outcomes = in_order(commands.len(), taken.answers(&shared.service(), at), &mask, Vec::new());
         return Ok(Pending { transaction, mark, outcomes, beacon: None, commit, noted: Vec::new() });
     }
@@ -333,13 +343,13 @@ async fn transact(
         commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
     let ground = ground::lock(connection, &rest, simulated).await?;
     let End { mut head, clocks } = lock_log(connection, &shared.clock).await?;
-    write_taken(connection, &taken, at, &mut head).await?;
+    let heard = write_taken(connection, &taken, at, &mut head).await?;
     let service = refresh_service_log(connection, &shared.service()).await?;
     shared.keep(&service);
     *service_read = Some(Instant::now());
     let (decided, mark, beacon, noted) =
         decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
-    let mark = mark.or(Mark::of_beats(at, &taken.numbered()));
+    let mark = mark.or(heard);
     let outcomes = in_order(commands.len(), taken.answers(&service, at), &mask, decided);
     Ok(Pending { transaction, mark, outcomes, beacon, commit: "COMMIT".to_owned(), noted })
 }
@@ -351,20 +361,21 @@ pub(super) async fn begin(
 ) -> Result<(Timestamp, String), StoreError> {
     // One message, so one round trip. A simulated clock is a number.
     let clock = simulated.map_or_else(|| "NULL".to_owned(), |micros| micros.to_string());
-    let begin = format!("BEGIN; SELECT at, transaction FROM lastbeat_begin({clock})");
+    let begin = format!("BEGIN; EXECUTE lastbeat_begin({clock})");
     let row = sqlx::raw_sql(AssertSqlSafe(begin)).fetch_one(connection).await?;
     Ok((Timestamp::from_micros(row.try_get("at")?), row.try_get("transaction")?))
 }
 
-/// Writes the heartbeats that the fast path took as a row of their own, under the log lock.
+/// Writes the heartbeats that the fast path took as a row of their own, under the log lock. Returns how to tell that they
+/// were committed.
 async fn write_taken(
     connection: &mut PgConnection,
     taken: &Taken,
     at: Timestamp,
     head: &mut Head,
-) -> Result<(), StoreError> {
+) -> Result<Mark, StoreError> {
     if taken.beats.is_empty() {
-        return Ok(());
+        return Ok(Mark::Nothing);
     }
     let segments = taken.segments();
     if !segments.is_empty() {
@@ -372,7 +383,9 @@ async fn write_taken(
     }
     head.beat_position += 1;
     head.latest_at = head.latest_at.max(at);
-    write::insert_beats(connection, &BeatsRow::pack(head.beat_position, at, &taken.numbered()), head.latest_at).await
+    let row = taken.row(head.beat_position, at);
+    write::insert_beats(connection, &row, head.latest_at).await?;
+    Ok(Mark::of_row(&row))
 }
 
 /// Decides commands whose runs are locked, and writes what follows. Returns also how to tell that it was committed, and
