@@ -79,7 +79,8 @@ fn nobody_but_the_rule_compares_a_time_with_a_window() {
     let windows = ["heartbeat_window", "coarse_ttl", "claim_window", "start_window", "max_runtime"];
     let compares =
         |line: &str| [" > ", " < ", " >= ", " <= ", ".cmp(", ".since("].iter().any(|sign| line.contains(sign));
-    for folder in ["crates/store/src", "crates/sweeper/src", "crates/cli/src"] {
+    let folders = ["store", "sweeper", "wire", "client", "server", "cli"].map(|name| format!("crates/{name}/src"));
+    for folder in &folders {
         for (path, text) in sources(folder, "rs") {
             for line in without_tests(&text).lines().filter(|line| !line.trim_start().starts_with("//")) {
                 let names_a_window = windows.iter().any(|window| line.contains(window));

@@ -135,7 +135,8 @@ pub(crate) struct Exec {
     #[arg(long)]
     pub(crate) goal: Option<Name>,
     /// At most one run with this key is open at a time. If one is: when it has lapsed, it is reaped first; when it
-    /// waits, it is claimed as its next attempt; when it is in flight, the command is not run.
+    /// waits, it is claimed as its next attempt; when it is in flight, the command is not run. While no server answers
+    /// nobody knows whether the key is taken: give --require-server with it.
     #[arg(long, value_name = "KEY")]
     pub(crate) unique_key: Option<Name>,
     /// Who does the work; the host's name if not given.

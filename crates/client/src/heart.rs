@@ -168,6 +168,7 @@ async fn keep_beating(api: &Api, lease: &Lease, shared: &Shared, signal: &watch:
     let mut contact = Contact { heard: Instant::now(), believed_for: lease.believed_for };
     let mut within = lease.next_beat_within;
     let mut backoff = Backoff::new(RETRY_PAUSE, within / 4);
+    let mut unanswered = 0_u64;
     loop {
         let sent = Instant::now();
         let beat = beat(api, lease, shared);
@@ -181,6 +182,7 @@ async fn keep_beating(api: &Api, lease: &Lease, shared: &Shared, signal: &watch:
                 contact = Contact { heard: sent, believed_for: believed_for(&heard) };
                 within = heard.next_beat_within_seconds.to_std();
                 backoff = Backoff::new(RETRY_PAUSE, within / 4);
+                unanswered = 0;
                 let stop = (heard.directive == Directive::Cancel).then_some(Stop::Cancelled);
                 tell(signal, stop);
                 shortened(within, EARLY_SHARE).saturating_sub(sent.elapsed())
@@ -190,7 +192,13 @@ async fn keep_beating(api: &Api, lease: &Lease, shared: &Shared, signal: &watch:
                 return;
             }
             Err(error) => {
-                tracing::warn!(%error, run = %lease.run, "a heartbeat was not answered");
+                unanswered += 1;
+                // An outage is worth one line, not one for each try.
+                if unanswered == 1 {
+                    tracing::warn!(%error, run = %lease.run, "a heartbeat was not answered; it is sent again");
+                } else {
+                    tracing::debug!(%error, run = %lease.run, unanswered, "a heartbeat was not answered");
+                }
                 backoff.pause()
             }
         };

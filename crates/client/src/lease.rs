@@ -29,7 +29,8 @@ impl Lease {
     /// the run.
     pub fn of(answer: &AnswerDocument) -> Option<Lease> {
         let run = &answer.run;
-        let told = [run.lapses_at.map(|lapses_at| lapses_at.since(run.at)), answer.heartbeat_window_seconds];
+        let left = run.lapses_at.map(|lapses_at| lapses_at.since(run.at));
+        let told = [left, answer.heartbeat_window_seconds];
         run.status.is_in_flight().then(|| Lease {
             run: run.run,
             attempt: run.attempt,
