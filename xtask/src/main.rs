@@ -10,13 +10,15 @@ use std::time::Instant;
 // The tests and their set-up must agree on which server is there; this package can't depend on theirs.
 #[path = "../../crates/testkit/src/postgres/installed.rs"]
 mod installed;
+mod languages;
 mod postgres;
 
 const USAGE: &str = "\
 usage: cargo xtask <task> [arguments for cargo, for the simulation, or for the benchmark]
 
   setup     make sure that a C compiler works (SQLite is compiled by it), and that libfaketime (tests set a process's
-            clock with it) and a PostgreSQL server are there; install with apt-get what is missing
+            clock with it), a PostgreSQL server, and what runs the tours of the API (curl, jq, python3, node and the
+            compiler of TypeScript) are there; install with apt-get and npm what is missing
   test      setup, build the binaries, then run all tests, those in the documentation too, beside a PostgreSQL server
             that is there only for them, or on that of LASTBEAT_TEST_POSTGRES_URL
   soak      many sweepers and executors on one PostgreSQL server, some of them killed, stopped and slowed at random:
@@ -68,6 +70,7 @@ fn setup() -> Result<(), Failure> {
     eprintln!("xtask: found {}", version_of("rustc"));
     eprintln!("xtask: found {}, which compiles the SQLite that is built in", version_of(&compiler));
     libfaketime()?;
+    languages::setup()?;
     postgres::setup()
 }
 
