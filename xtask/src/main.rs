@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
+mod fuzz;
 // The tests and their set-up must agree on which server is there; this package can't depend on theirs.
 #[path = "../../crates/testkit/src/postgres/installed.rs"]
 mod installed;
@@ -14,7 +15,7 @@ mod languages;
 mod postgres;
 
 const USAGE: &str = "\
-usage: cargo xtask <task> [arguments for cargo, for the simulation, or for the benchmark]
+usage: cargo xtask <task> [arguments for cargo, for the simulation, the load or the benchmark]
 
   setup     make sure that a C compiler works (SQLite is compiled by it), and that libfaketime (tests set a process's
             clock with it), a PostgreSQL server, and what runs the tours of the API (curl, jq, python3, node and the
@@ -26,6 +27,10 @@ usage: cargo xtask <task> [arguments for cargo, for the simulation, or for the b
   simulate  play schedules of faults on a virtual clock: [--seeds N] [--from SEED], 10,000 from 0 if not said
   bench     measure what must be fast, beside what it replaces, on a throwaway PostgreSQL: [--json FILE] [--quick]
             [--help]; exit code 1 if a row misses what is required of it
+  load      put a real server under load, on either backend, with a million runs in flight: [--runs N] [--json FILE]
+            [--quick] [--help]; exit code 1 if a goal is missed
+  fuzz-api  ask a server whatever its OpenAPI document allows, and more, with schemathesis from PyPI: [--minutes N]
+            [--seed N]; exit code 1 if it failed, or answered what the document does not say
   doc       build the API documentation; a warning is an error
 ";
 
@@ -46,6 +51,8 @@ fn main() -> ExitCode {
         "soak" => soak(&extra),
         "simulate" => simulate(&extra),
         "bench" => bench(&extra),
+        "load" => load(&extra),
+        "fuzz-api" => fuzz::fuzz(&extra),
         "doc" => doc(&extra),
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
@@ -181,6 +188,14 @@ fn simulate(extra: &[String]) -> Result<(), Failure> {
 fn bench(extra: &[String]) -> Result<(), Failure> {
     let arguments = ["run", "--release", "--quiet", "--package", "lastbeat-bench", "--"];
     run("bench", cargo(&arguments).args(extra))
+}
+
+/// Loads a server; `extra` is for the program that does.
+fn load(extra: &[String]) -> Result<(), Failure> {
+    setup()?;
+    run("build", &mut cargo(&["build", "--release", "--package", "lastbeat-cli", "--package", "lastbeat-load"]))?;
+    let program = workspace_root().join("target/release/lastbeat-load");
+    run("load", Command::new(program).args(extra).current_dir(workspace_root()))
 }
 
 /// Builds the API documentation of the workspace; `extra` goes to `cargo doc`.
