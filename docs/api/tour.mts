@@ -6,8 +6,7 @@
 //
 // LASTBEAT_TOKEN: a token, where the server has any. It takes one that may do it all: role admin.
 
-// The little of Node that is used here, so that no package has to be there.
-declare const process: { argv: string[]; env: Record<string, string | undefined> };
+import { randomUUID } from "node:crypto";
 
 const server = process.argv[2] ?? "http://127.0.0.1:7171";
 
@@ -28,7 +27,10 @@ class Refused extends Error {
     }
 }
 
-/** Calls the API. With a key the request may be sent again when its answer was lost: it gets the first answer. */
+/**
+ * Calls the API and returns the document that it answers with; undefined where there is none. With a key the request may
+ * be sent again when its answer was lost: it gets the first answer.
+ */
 async function api<T>(method: string, path: string, body?: unknown, key?: string): Promise<T> {
     const headers: Record<string, string> = { "Content-Type": "application/json" };
     const token = process.env["LASTBEAT_TOKEN"];
@@ -40,13 +42,14 @@ async function api<T>(method: string, path: string, body?: unknown, key?: string
         body: body === undefined ? null : JSON.stringify(body),
     });
     if (!response.ok) throw new Refused((await response.json()) as Problem);
-    return (await response.json()) as T;
+    const text = await response.text();
+    return (text ? JSON.parse(text) : undefined) as T;
 }
 
 const seconds = (wait: number) => new Promise((resolve) => setTimeout(resolve, 1000 * wait));
 
 async function main(): Promise<void> {
-    const lane = `tour-${crypto.randomUUID().slice(0, 8)}`;
+    const lane = `tour-${randomUUID().slice(0, 8)}`;
     const goal = `${lane}-goal`;
 
     // A lane in which silence is noticed soon. What is left out takes its default.
@@ -54,12 +57,12 @@ async function main(): Promise<void> {
     const { policy } = await api<Lane>("PUT", `/lanes/${lane}`, short);
     console.log(`lane ${lane}: silent for ${policy.heartbeat_window_seconds} s is too long`);
 
-    const { run } = await api<Run>("POST", "/runs", { lane, goal, input: { page: 7 } }, crypto.randomUUID());
+    const { run } = await api<Run>("POST", "/runs", { lane, goal, input: { page: 7 } }, randomUUID());
     console.log(`created ${run}`);
 
     // An executor takes the next run of the lane; it would wait for one for up to 5 seconds.
     const wanted = { executor: "node-1", lanes: [lane], wait_seconds: 5 };
-    const claimed = await api<Run>("POST", "/claims", wanted, crypto.randomUUID());
+    const claimed = await api<Run>("POST", "/claims", wanted, randomUUID());
     const fence: Fence = { attempt: claimed.attempt, claim: claimed.claim };
     console.log(
         `claimed by ${claimed.executor}, attempt ${claimed.attempt}, to work on ${JSON.stringify(claimed.input)}`,
@@ -92,5 +95,3 @@ async function main(): Promise<void> {
 }
 
 await main();
-
-export {};

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use lastbeat_acceptance::{Place, Started, until};
 
@@ -11,27 +11,52 @@ fn workspace() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
 }
 
-/// Runs a command to its end and returns what it printed. One that is not there is no reason to skip anything.
-fn printed(command: &mut Command) -> String {
+const MEND: &str = "`cargo xtask setup` installs what the tours need";
+
+/// Runs a command to its end. One that is not there is no reason to skip anything.
+fn ran(command: &mut Command) -> Output {
     let program = command.get_program().to_string_lossy().into_owned();
-    let mend = "`cargo xtask setup` installs what the tours need";
-    let output = command.stderr(Stdio::piped()).output().unwrap_or_else(|error| panic!("{program}: {error}; {mend}"));
+    command.env_remove("LASTBEAT_TOKEN").output().unwrap_or_else(|error| panic!("{program}: {error}; {MEND}"))
+}
+
+/// Runs a command that must succeed and returns what it printed.
+fn printed(command: &mut Command) -> String {
+    let output = ran(command);
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{program}: {out}{err}; {mend}");
+    assert!(output.status.success(), "{}: {out}{err}; {MEND}", command.get_program().display());
     out.into_owned()
 }
 
-/// Takes a tour on a server of its own and looks at what it told.
-fn take(executor: &str, tour: impl FnOnce(&str) -> String) {
-    let place = Place::default();
+/// Starts a server on the place's database and returns it with its URL.
+fn serve(place: &Place) -> (Started, String) {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     drop(listener);
-    let _server = Started::new(place.lastbeat(&["serve", "--listen", &address]).stderr(Stdio::null()));
+    let server = Started::new(place.lastbeat(&["serve", "--listen", &address]).stderr(Stdio::null()));
     until("the server listens", || std::net::TcpStream::connect(&address).is_ok());
+    (server, format!("http://{address}"))
+}
 
-    let told = tour(&format!("http://{address}"));
+/// Takes a tour on a server of its own and looks at what it told; then again where it may do nothing.
+fn take(executor: &str, mut tour: Command) {
+    let place = Place::default();
+    let (_server, url) = serve(&place);
+    let told = printed(tour.arg(&url));
+    looked_at(&place, executor, &told);
 
+    place.json(&["token", "create", "--role", "admin", "--name", "ada"]);
+    until("the server asks for a token", || {
+        let refused = place.lastbeat(&["run", "list", "--server", &url]).env_remove("LASTBEAT_TOKEN").output();
+        !refused.unwrap().status.success()
+    });
+    // It ends, says why, and does not go on with what it was not given.
+    let refused = ran(&mut tour);
+    let (out, err) = (String::from_utf8_lossy(&refused.stdout), String::from_utf8_lossy(&refused.stderr));
+    assert!(!refused.status.success() && out.is_empty() && err.contains("send a token"), "{out}{err}");
+}
+
+/// Holds what a tour told against what it is to tell, and against the log.
+fn looked_at(place: &Place, executor: &str, told: &str) {
     let lines: Vec<&str> = told.lines().collect();
     let beginnings = [
         "lane tour-",
@@ -44,13 +69,15 @@ fn take(executor: &str, tour: impl FnOnce(&str) -> String) {
         "silent now",
         "the goal is timed_out",
         "refused: 409 settled, directive stop",
-        "heartbeat silent for 1.5",
+        "heartbeat silent for ",
     ];
     assert_eq!(lines.len(), beginnings.len(), "{told}");
     for (line, beginning) in lines.iter().zip(beginnings) {
         assert!(line.starts_with(beginning), "{line:?} does not begin with {beginning:?}\n{told}");
     }
-    assert!(lines[10].contains(&format!("from {executor}, attempt 1")), "{told}");
+    for evidence in ["(limit 1.5", &format!("from {executor}, attempt 1")] {
+        assert!(lines[10].contains(evidence), "{told}");
+    }
     // The log says the same: what was said after the reap is a late signal, recorded once.
     let run = lines[1].trim_start_matches("created ");
     let events = place.json(&["history", run])["events"].clone();
@@ -62,21 +89,36 @@ fn take(executor: &str, tour: impl FnOnce(&str) -> String) {
     );
 }
 
+/// A page, and the program that reads it.
+fn page(program: &str, name: &str) -> Command {
+    let mut command = Command::new(program);
+    command.arg(workspace().join("docs/api").join(name));
+    command
+}
+
 #[test]
 fn the_tour_with_curl() {
-    take("curl-1", |server| printed(Command::new("sh").arg(workspace().join("docs/api/tour.sh")).arg(server)));
+    take("curl-1", page("sh", "tour.sh"));
 }
 
 #[test]
 fn the_tour_in_python() {
-    take("python-1", |server| printed(Command::new("python3").arg(workspace().join("docs/api/tour.py")).arg(server)));
+    take("python-1", page("python3", "tour.py"));
 }
 
 #[test]
 fn the_tour_in_typescript() {
     let compiler = workspace().join("target/typescript/node_modules/typescript/bin/tsc");
     let out = tempfile::tempdir().unwrap();
-    let project = workspace().join("docs/api");
-    printed(Command::new("node").arg(compiler).arg("--project").arg(project).arg("--outDir").arg(out.path()));
-    take("node-1", |server| printed(Command::new("node").arg(out.path().join("tour.mjs")).arg(server)));
+    printed(
+        Command::new("node")
+            .arg(compiler)
+            .arg("--project")
+            .arg(workspace().join("docs/api"))
+            .arg("--outDir")
+            .arg(out.path()),
+    );
+    let mut tour = Command::new("node");
+    tour.arg(out.path().join("tour.mjs"));
+    take("node-1", tour);
 }

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::{Failure, apt_get, can_install, run, workspace_root};
+use crate::{Failure, apt_get, can_install, run, version_of, workspace_root};
 
 /// What runs the tours, and the package that it comes in.
 const PROGRAMS: [(&str, &str); 5] =
@@ -27,7 +27,13 @@ pub(crate) fn setup() -> Result<(), Failure> {
         let install = ["install", "--yes", "--quiet", "--no-install-recommends"].into_iter().chain(packages);
         apt_get(&install.collect::<Vec<&str>>())?;
     }
-    eprintln!("xtask: found curl, jq, python3 and node, which run the tours of the API");
+    let fetches = Command::new("node").args(["--eval", "process.exit(typeof fetch === 'function' ? 0 : 1)"]).status();
+    if !fetches.is_ok_and(|status| status.success()) {
+        let message =
+            format!("node {} has no `fetch`: install Node 18 or newer, https://nodejs.org", version_of("node"));
+        return Err(Failure { message, code: 1 });
+    }
+    eprintln!("xtask: found curl, jq, python3 and node {}, which run the tours of the API", version_of("node"));
     let folder = workspace_root().join("target/typescript");
     if !compiler(&folder).exists() {
         eprintln!("xtask: {TYPESCRIPT} was not found: installing it from npm into target/typescript");
