@@ -30,12 +30,13 @@ async fn list(place: &Place, form: Output) -> Result<(), Failure> {
 
 fn row(document: &LaneDocument) -> Vec<String> {
     let terms = &document.policy.0;
+    let runs: Vec<String> = document.runs.iter().map(|(status, count)| format!("{count} {status}")).collect();
     vec![
         document.lane.to_string(),
         document.policy_version.to_string(),
         terms.heartbeat_window.to_string(),
         terms.coarse_ttl.to_string(),
-        serde_json::to_string(&document.runs).unwrap_or_default(),
+        if runs.is_empty() { "-".to_owned() } else { runs.join(", ") },
     ]
 }
 
