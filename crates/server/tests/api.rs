@@ -283,6 +283,24 @@ async fn a_server_beacons_while_it_answers_and_says_goodbye() {
 }
 
 #[tokio::test]
+async fn a_replay_up_to_long_after_the_last_promise_takes_no_longer() {
+    let place = Place::at("2026-05-04T00:00:00Z");
+    let api = Api::at(&place).await;
+    let policy = json!({"heartbeat_interval_seconds": 1, "heartbeat_window_seconds": 30, "coarse_ttl_seconds": 30});
+    assert_eq!(api.call("", "PUT", "/v1/lanes/watcher", policy).await.status, 200);
+    while api.store.service_log().await.unwrap().beacons.is_empty() {
+        tokio::task::yield_now().await;
+    }
+    let (run, _) = api.claimed("", "watcher", "mac-7").await;
+    let replay = api.get(&format!("/v1/runs/{run}/replay?at=9999-12-31T00:00:00Z")).await;
+    assert_eq!(replay.status, 200, "{}", replay.text);
+    // Nobody promised to listen for so long, so nobody may say that it lapsed.
+    let last = replay.json["stretches"].as_array().unwrap().last().unwrap();
+    assert_eq!((&last["verdict"], &last["to"]), (&json!("presumed"), &json!("9999-12-31T00:00:00.000000Z")));
+    api.server.stop().await;
+}
+
+#[tokio::test]
 async fn two_servers_share_one_postgres_and_one_may_go() {
     let place = Place::on(lastbeat_testkit::Backend::Postgres, "2026-05-04T00:00:00Z");
     let (one, two) = (Api::at(&place).await, Api::at(&place).await);

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use lastbeat_domain::{Liveness, Rule, RunId, Span, Status, Timestamp, Verdict};
+use lastbeat_domain::{Liveness, Rule, Run, RunId, Span, Status, Timestamp, Verdict};
 use serde::Serialize;
 
 use crate::ask::whole_stream;
 use crate::error::StoreError;
 use crate::record::take_in;
-use crate::{Judged, Store};
+use crate::{Judged, ServiceLog, Store};
 
 /// A stretch of time in which the verdict was the same.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -67,23 +67,43 @@ pub async fn replay(store: &dyn Store, id: RunId, until: Timestamp) -> Result<Op
             let spans = service.deaf_spans().iter();
             turns.extend(spans.flat_map(|span| [span.promised_until.next(), span.to, span.recorded_at]));
         }
-        let policy = service.policy(&known.lane, now);
-        let judged = Judged::new(known.clone(), policy, Arc::new(service.listening(now)), now);
+        let judged = judged_at(known, &service, now);
         note(&mut stretches, &judged, because);
         let fact_or_turn = turns.range(now.next()..).next().copied();
+        if fact_or_turn.is_none_or(|at| at > until) {
+            let end = judged_at(known, &service, until);
+            if stands_still(&judged, &end) {
+                return Ok(Some(ended(stretches, end)));
+            }
+        }
         let next = [fact_or_turn, judged.verdict.changes_at.filter(|at| *at > now)].into_iter().flatten().min();
         match next.filter(|next| *next <= until) {
             Some(next) => now = next,
-            None => {
-                if let Some(last) = stretches.last_mut() {
-                    last.to = until;
-                }
-                let policy = service.policy(&known.lane, until);
-                let judged = Judged::new(known.clone(), policy, Arc::new(service.listening(until)), until);
-                return Ok(Some(Replay { stretches, judged }));
-            }
+            None => return Ok(Some(ended(stretches, judged_at(known, &service, until)))),
         }
     }
+}
+
+fn judged_at(run: &Run, service: &ServiceLog, at: Timestamp) -> Judged {
+    Judged::new(run.clone(), service.policy(&run.lane, at), Arc::new(service.listening(at)), at)
+}
+
+/// Whether the verdict is the same at two instants and at all between them, where the log has nothing in between: the
+/// charge only ever grows, so where it is the same at both ends, it stood still. Without this, a replay up to long after
+/// the last promise to listen would look again after each window, and find each time that nobody had listened.
+fn stands_still(earlier: &Judged, later: &Judged) -> bool {
+    let of = |judged: &Judged| {
+        let Verdict { liveness, charge, .. } = judged.verdict;
+        (liveness, charge.map(|charge| (charge.rule, charge.basis, charge.window, charge.charged)))
+    };
+    earlier.verdict.charge.is_some() && of(earlier) == of(later)
+}
+
+fn ended(mut stretches: Vec<Stretch>, judged: Judged) -> Replay {
+    if let Some(last) = stretches.last_mut() {
+        last.to = judged.at;
+    }
+    Replay { stretches, judged }
 }
 
 /// Adds a verdict: to the stretch before it if it is the same.
