@@ -33,7 +33,7 @@ pub struct CreateRequest {
     pub unique_key: Option<Name>,
     /// Free labels, 32 at the most.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, String>))]
+    #[cfg_attr(feature = "openapi", schema(value_type = crate::schema::Labels))]
     pub labels: BTreeMap<Name, String>,
     /// What the executor works on, 64 KiB at the most.
     #[serde(default, skip_serializing_if = "Option::is_none")]

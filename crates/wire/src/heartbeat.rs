@@ -13,6 +13,7 @@ use serde_json::Value;
 #[serde(deny_unknown_fields)]
 pub struct HeartbeatRequest {
     /// The attempt.
+    #[serde(deserialize_with = "crate::whole::attempt")]
     pub attempt: u32,
     /// Its claim id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -112,6 +113,7 @@ pub struct Beat {
     #[cfg_attr(feature = "openapi", schema(value_type = crate::schema::RunId))]
     pub run: RunId,
     /// The attempt.
+    #[serde(deserialize_with = "crate::whole::attempt")]
     pub attempt: u32,
     /// Its claim id.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -37,6 +37,7 @@ pub mod run;
 #[cfg(feature = "openapi")]
 pub mod schema;
 pub mod token;
+mod whole;
 pub mod why;
 
 pub use claim::ClaimRequest;

@@ -12,6 +12,7 @@ use serde_json::Value;
 #[serde(deny_unknown_fields)]
 pub struct ReportRequest {
     /// The attempt.
+    #[serde(deserialize_with = "crate::whole::attempt")]
     pub attempt: u32,
     /// Its claim id; a report that quotes none is held to the attempt alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -25,6 +26,7 @@ pub struct ReportRequest {
 #[serde(deny_unknown_fields)]
 pub struct CompleteRequest {
     /// The attempt.
+    #[serde(deserialize_with = "crate::whole::attempt")]
     pub attempt: u32,
     /// Its claim id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,12 +44,14 @@ pub struct CompleteRequest {
 #[serde(deny_unknown_fields)]
 pub struct FailRequest {
     /// The attempt.
+    #[serde(deserialize_with = "crate::whole::attempt")]
     pub attempt: u32,
     /// Its claim id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::schema::Name>))]
     pub claim: Option<ClaimId>,
     /// Why.
+    #[cfg_attr(feature = "openapi", schema(value_type = crate::schema::Text))]
     pub error: String,
 }
 
@@ -58,6 +62,7 @@ pub struct FailRequest {
 pub struct ReasonRequest {
     /// Why.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::schema::Text>))]
     pub reason: Option<String>,
 }
 

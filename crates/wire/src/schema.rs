@@ -39,6 +39,14 @@ text!(
         .pattern(Some(r"^[^\u0000-\u001f\u007f-\u009f]+$"))
 );
 text!(
+    /// Free text, for people.
+    Text,
+    ObjectBuilder::new()
+        .description(Some("64 KiB of UTF-8 at the most, without NUL"))
+        .max_length(Some(65_536))
+        .pattern(Some(r"^[^\u0000]*$"))
+);
+text!(
     /// Identifies a run.
     RunId,
     ObjectBuilder::new().description(Some("a UUID")).format(Some(SchemaFormat::Custom("uuid".to_owned())))
@@ -85,6 +93,33 @@ words!(
     Mode,
     ["enforce", "shadow"]
 );
+
+/// Free labels, by their names.
+#[derive(Clone, Copy, Debug)]
+pub struct Labels;
+
+impl PartialSchema for Labels {
+    fn schema() -> RefOr<Schema> {
+        let value = ObjectBuilder::new()
+            .schema_type(Type::String)
+            .description(Some("256 bytes of UTF-8 at the most, without control characters"))
+            .max_length(Some(256))
+            .pattern(Some(r"^[^\u0000-\u001f\u007f-\u009f]*$"));
+        let name = match <Name as PartialSchema>::schema() {
+            RefOr::T(schema) => Some(schema),
+            RefOr::Ref(_) => None,
+        };
+        ObjectBuilder::new()
+            .schema_type(Type::Object)
+            .description(Some("free labels, 32 at the most"))
+            .max_properties(Some(32))
+            .property_names(name)
+            .additional_properties(Some(value))
+            .into()
+    }
+}
+
+impl ToSchema for Labels {}
 
 /// A request to stop.
 #[derive(ToSchema)]
