@@ -1,18 +1,40 @@
 //! Asks a real server everything that its own OpenAPI document allows, and much that it does not.
 //!
 //! schemathesis makes the requests up. Whatever comes, the server may refuse, but it must not fail (5xx), and what it
-//! answers must be what the document says.
+//! answers must be what the document says. It must refuse what the document forbids, and take what it allows.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::{Failure, cargo, run, workspace_root};
 
 /// The version that is installed from PyPI.
 const SCHEMATHESIS: &str = "schemathesis==4.32.5";
-const CHECKS: &str = "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,response_schema_conformance";
+/// What is checked of each answer; the last two are whether the server and the document agree on what may be asked.
+const CHECKS: [&str; 7] = [
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "negative_data_rejection",
+    "positive_data_acceptance",
+];
+/// Where the document allows more than the server takes, because no schema can say it: a cursor is one that the server
+/// gave, the windows of a policy agree with one another, a token's lanes go with its role, and a claim names lanes where
+/// its token does not. There alone a refusal of what the document allows is no finding.
+const SAYS_TOO_LITTLE: [&str; 8] = [
+    "GET /v1/events",
+    "GET /v1/goals",
+    "GET /v1/goals/{key}",
+    "GET /v1/runs",
+    "GET /v1/runs/{id}/events",
+    "POST /v1/claims",
+    "POST /v1/tokens",
+    "PUT /v1/lanes/{lane}",
+];
 /// How long it goes on if nothing is said.
 const MINUTES: u64 = 5;
 /// How many runs are there from the start, half of them claimed.
@@ -22,7 +44,9 @@ const START_MAX: Duration = Duration::from_secs(10);
 
 /// Fuzzes for `--minutes N`; everything else in `extra` goes to schemathesis, as `--seed N` does.
 pub(crate) fn fuzz(extra: &[String]) -> Result<(), Failure> {
-    let (minutes, extra) = minutes_of(extra)?;
+    let (minutes, extra) = option(extra.to_vec(), "--minutes")?;
+    let (seed, extra) = option(extra, "--seed")?;
+    let (minutes, seed) = (minutes.unwrap_or(MINUTES), seed.unwrap_or_else(any_seed));
     run("build", &mut cargo(&["build", "--release", "--package", "lastbeat-cli"]))?;
     let schemathesis = installed()?;
     let folder = workspace_root().join("target/fuzz-api");
@@ -31,27 +55,34 @@ pub(crate) fn fuzz(extra: &[String]) -> Result<(), Failure> {
         _ => Err(error),
     });
     fresh.and_then(|()| std::fs::create_dir_all(&folder)).map_err(failed)?;
+    std::fs::write(folder.join("seed"), format!("{seed}\n")).map_err(failed)?;
     let server = Server::start(&folder)?;
     let mut fuzz = Command::new(schemathesis);
     fuzz.args(["--config-file", "schemathesis.toml", "run", &format!("http://{}/openapi.json", server.address)])
-        .args(["--header", &format!("Authorization: Bearer {}", server.token), "--checks", CHECKS])
+        .args(["--header", &format!("Authorization: Bearer {}", server.token)])
         // What is made up may wait for work for a minute. No phase may follow links to revoke the token that it uses.
         .args(["--request-timeout", "75", "--phases", "examples,coverage,fuzzing", "--continue-on-failure"])
         .args(["--max-time", &(60 * minutes).to_string(), "--max-examples", "100000", "--generation-database", "none"])
+        .args(["--seed", &seed.to_string()])
         .args(extra)
         .current_dir(&folder);
-    eprintln!("xtask: fuzzing http://{} for {minutes} min; the seed is printed at the end", server.address);
+    eprintln!("xtask: fuzzing http://{} for {minutes} min with --seed {seed}", server.address);
     run("fuzz-api", &mut fuzz)
 }
 
-fn minutes_of(extra: &[String]) -> Result<(u64, Vec<&String>), Failure> {
-    let Some(at) = extra.iter().position(|argument| argument == "--minutes") else {
-        return Ok((MINUTES, extra.iter().collect()));
-    };
-    let minutes = extra.get(at + 1).and_then(|text| text.parse().ok());
-    let usage = || Failure { message: "--minutes takes a number".to_owned(), code: 2 };
-    let rest = extra.iter().enumerate().filter(|(index, _)| *index != at && *index != at + 1);
-    Ok((minutes.ok_or_else(usage)?, rest.map(|(_, argument)| argument).collect()))
+/// Takes an option with a number out of the arguments.
+fn option(mut extra: Vec<String>, name: &str) -> Result<(Option<u64>, Vec<String>), Failure> {
+    let Some(at) = extra.iter().position(|argument| argument == name) else { return Ok((None, extra)) };
+    let number = extra.get(at + 1).and_then(|text| text.parse().ok());
+    let number = number.ok_or_else(|| Failure { message: format!("{name} takes a number"), code: 2 })?;
+    extra.drain(at..=at + 1);
+    Ok((Some(number), extra))
+}
+
+/// A seed that differs from one run to the next.
+fn any_seed() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::from(since.subsec_nanos())
 }
 
 /// Finds schemathesis, or installs it into an environment of its own.
@@ -89,8 +120,22 @@ fn make_runs(program: &Path, folder: &Path) -> Result<(), Failure> {
         let id = text.split('"').nth(3).filter(|_| text.starts_with("{\"run\":\""));
         ids.push(format!("\"{}\"", id.ok_or_else(|| Failure { message: format!("no run in {text:?}"), code: 1 })?));
     }
-    let config =
-        format!("[parameters]\nid = [{}]\nkey = [\"goal\", \"none\"]\nlane = [\"fuzz\", \"none\"]\n", ids.join(", "));
+    // A list as the value of a parameter would be sent as it stands; values to choose from are a dictionary. Now and
+    // then something is made up all the same.
+    let mut config = format!("[dictionaries]\nruns = {{ values = [{}] }}\n", ids.join(", "));
+    config += "goals = { values = [\"goal\", \"none\"] }\nlanes = { values = [\"fuzz\", \"none\"] }\n[parameters]\n";
+    for (parameter, dictionary) in [("id", "runs"), ("key", "goals"), ("lane", "lanes")] {
+        config += &format!("\"path.{parameter}\" = {{ dictionary = \"{dictionary}\", probability = 0.9 }}\n");
+    }
+    // Not on the command line, whose word would stand above that for a single operation.
+    config += "[checks]\nenabled = false\n";
+    for check in CHECKS {
+        config += &format!("{check} = {{ enabled = true }}\n");
+    }
+    for operation in SAYS_TOO_LITTLE {
+        config += &format!("[[operations]]\ninclude-name = \"{operation}\"\n");
+        config += "[operations.checks.positive_data_acceptance]\nenabled = false\n";
+    }
     std::fs::write(folder.join("schemathesis.toml"), config).map_err(failed)
 }
 
