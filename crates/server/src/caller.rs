@@ -141,6 +141,13 @@ impl Caller {
         if (is_current && !is_own) || attempt > run.attempt { Err(self.forbidden()) } else { Ok(()) }
     }
 
+    /// Says whether a claim is the one under which it holds a run now. Nothing less is kept as known: of an earlier attempt
+    /// it may speak whatever claim it quotes, and so it could have another's taken for its own.
+    pub(crate) fn holds(&self, run: &Run, claim: &ClaimId) -> bool {
+        let current = run.claim.as_ref().filter(|held| Some(&held.executor) == self.executor());
+        current.and_then(|held| held.id.as_ref()) == Some(claim)
+    }
+
     /// Takes the fencing token out of what an executor is shown of another's claim: with it, it could speak for the other.
     pub(crate) fn veil(&self, shown: &mut RunDocument) {
         if self.executor().is_some() && shown.executor.as_ref() != self.executor() {

@@ -3,7 +3,9 @@
 
 mod support;
 
-use lastbeat_testkit::Place;
+use lastbeat_domain::Span;
+use lastbeat_domain::decide::{Command, RunSpec};
+use lastbeat_testkit::{Place, claimant, name};
 use serde_json::{Value, json};
 use support::Api;
 
@@ -276,6 +278,35 @@ async fn a_revoked_token_admits_nobody_on_any_replica_within_a_second() {
     assert!(feed.text.contains("token_issued") && !feed.text.contains("digest"), "{}", feed.text);
     one.server.stop().await;
     two.server.stop().await;
+}
+
+#[tokio::test]
+async fn an_overheard_claim_of_another_stays_anothers_after_it_was_quoted_for_an_attempt_of_ones_own() {
+    let place = Place::at(NOW);
+    // Its token's executor lost the first attempt by a reap, before the server was there to be deaf.
+    let (store, run) = (place.store("a").await, lastbeat_testkit::run_id(1));
+    let spec = Box::new(RunSpec::of_lane(name("watcher")));
+    let create = Command::Create { run, spec, claim: Some(claimant("mac-7", "c1")) };
+    store.execute(vec![create]).await.pop().unwrap().unwrap();
+    place.clock.advance(Span::from_seconds(7_201));
+    let reap = Command::Reap { run, by: name("sweeper"), by_hand: None };
+    store.execute(vec![reap]).await.pop().unwrap().unwrap();
+    place.clock.advance(Span::from_seconds(7_201));
+    let api = Api::at(&place).await;
+    let tokens = tokens(&api).await;
+    let (executor, admin) = (&tokens[0], &tokens[4]);
+    let again = api.call(admin, "POST", &format!("/v1/runs/{run}/requeue"), json!({})).await;
+    assert_eq!(again.status, 200, "{again:?}");
+    let body = json!({"executor": "mac-8", "run": run});
+    let taken = api.call(admin, "POST", "/v1/claims", body).await;
+    assert_eq!((taken.status, &taken.json["attempt"]), (200, &json!(2)), "{taken:?}");
+    let path = format!("/v1/runs/{run}/heartbeat");
+    let beat =
+        |attempt: u32| api.call(executor, "POST", &path, json!({"attempt": attempt, "claim": taken.json["claim"]}));
+    assert_eq!(beat(2).await.status, 403);
+    assert_eq!(beat(1).await.status, 409);
+    assert_eq!(beat(2).await.status, 403);
+    api.server.stop().await;
 }
 
 #[tokio::test]
