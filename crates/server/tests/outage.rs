@@ -35,6 +35,9 @@ async fn while_the_database_is_away_requests_are_put_off_and_then_go_on() {
     assert!(!away.text.contains("postgres://"), "{away:?}");
     let ready = get("/readyz").await;
     assert_eq!((ready.status, &ready.json["status"]), (503, &json!("not_ready")));
+    // Anybody may ask, so the database's own words stay in the log.
+    let reason = ready.json["reason"].as_str().unwrap();
+    assert!(reason.starts_with("the database ") && !reason.contains("127.0.0.1"), "{reason}");
     assert_eq!(get("/livez").await.status, 200);
     let waiting = post(&beat, report.clone());
 
