@@ -399,3 +399,43 @@ fn a_client_whose_runtime_is_blocked_for_ten_windows_keeps_beating() {
     assert!(run["beats"].as_u64() >= Some(30), "{run}");
     assert!(!types(&place).contains(&"timed_out".to_owned()), "{:?}", types(&place));
 }
+
+#[test]
+fn tokens_are_made_listed_and_revoked_through_a_server_as_on_the_store() {
+    let place = Place::default();
+    let server = Server::up(&place);
+    let admin = place.json(&["token", "create", "--role", "admin", "--name", "ada"]);
+    let through = |arguments: &[&str]| {
+        let mut command = through(&place, &server.url, arguments);
+        command.env("LASTBEAT_TOKEN", admin["token"].as_str().unwrap()).output().unwrap()
+    };
+    let ask = |arguments: &[&str]| json_of(&through(&[arguments, &["-o", "json"]].concat()));
+    let bound = ["--executor", "mac-7", "--lane", "watcher", "--device", "d1", "--expires", "90d"];
+    let create = |name| [&["token", "create", "--role", "executor", "--name", name][..], &bound].concat();
+    until("the server knows its first token", || through(&["token", "list"]).status.success());
+    let made = ask(&create("there"));
+    let on_store = place.json(&create("here"));
+    let fields = |document: &Value| document.as_object().unwrap().keys().cloned().collect::<Vec<String>>();
+    assert_eq!(fields(&made), fields(&on_store));
+    assert!(made["token"].as_str().unwrap().starts_with("lb_"));
+    assert_eq!(
+        (&made["executor"], &made["device"], &made["created_by"]),
+        (&json!("mac-7"), &json!("d1"), &json!("ada"))
+    );
+    assert!(made["expires_at"].is_string(), "{made}");
+
+    // What is refused is refused in the same words; a name means the same token.
+    for refused in [&create("there")[..], &["token", "create", "--role", "auditor", "--name", "eye", "--lane", "a"]] {
+        let error = |output: Output| String::from_utf8(output.stderr).unwrap();
+        assert_eq!(error(through(refused)), error(place.run(refused)));
+    }
+    let unknown = String::from_utf8(through(&["token", "revoke", "nobody", "-o", "json"]).stderr).unwrap();
+    assert!(unknown.contains("unknown_token"), "{unknown}");
+    let revoked = ask(&["token", "revoke", "there"]);
+    assert_eq!((&revoked["id"], &revoked["state"]), (&made["id"], &json!("revoked")));
+    assert_eq!(revoked["revoked_by"], "ada");
+    for form in ["table", "json", "jsonl"] {
+        let list = ["token", "list", "-o", form];
+        assert_eq!(through(&list).stdout, place.run(&list).stdout, "{form}");
+    }
+}

@@ -122,7 +122,6 @@ fn writes(command: &Command) -> bool {
 
 async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Result<ExitCode, Failure> {
     match command {
-        Command::Token(command) => token::token(store.as_ref(), command, output).await?,
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
         Command::Export => house::export(store.as_ref()).await?,
@@ -156,6 +155,7 @@ async fn anywhere(place: &Place, command: Command, output: Output) -> Result<Exi
         Command::Replay(arguments) => look::replay(place, &arguments, output).await?,
         Command::Lane(command) => lane::lane(place, command, output).await?,
         Command::Hold(command) => hold::hold(place, command, output).await?,
+        Command::Token(command) => token::token(place, command, output).await?,
         command => return Err(target::needs_database(&command.name())),
     }
     Ok(ExitCode::SUCCESS)

@@ -5,13 +5,16 @@ use std::sync::Arc;
 
 use lastbeat_client::{Api, RunsQuery};
 use lastbeat_domain::decide::Command;
+use lastbeat_domain::token::TokenSpec;
 use lastbeat_domain::{Name, RunId, Terms, Timestamp};
+use lastbeat_store::secret::Secret;
 use lastbeat_store::{Filter, Store};
 use lastbeat_wire::{
     AnswerDocument, ClaimBy, ClaimRequest, CompleteRequest, CreateRequest, EventDocument, FailRequest,
-    HeartbeatDocument, HeartbeatRequest, HoldsPage, LaneDocument, LanesPage, ReleaseDocument, ReplayDocument,
-    RunDocument, RunsPage, WhyDocument, answers,
+    HeartbeatDocument, HeartbeatRequest, HoldsPage, IssuedTokenDocument, LaneDocument, LanesPage, ReleaseDocument,
+    ReplayDocument, RunDocument, RunsPage, TokenDocument, TokenRequest, TokensPage, WhyDocument, answers,
 };
+use uuid::Uuid;
 
 use crate::args;
 use crate::failure::Failure;
@@ -193,6 +196,63 @@ impl Place {
             }
             Place::Server(api) => Ok(api.release_hold(&lane, reason).await?),
         }
+    }
+
+    /// Shows the tokens, in the order in which they were made.
+    pub(crate) async fn tokens(&self) -> Result<TokensPage, Failure> {
+        match self {
+            Place::Store(store) => {
+                let (service, now) = (store.service_log().await?, store.now().await?);
+                let tokens = service.tokens.iter().map(|token| TokenDocument::of(token, now)).collect();
+                Ok(TokensPage { tokens, next: None })
+            }
+            Place::Server(api) => Ok(api.tokens().await?),
+        }
+    }
+
+    /// Makes a token.
+    pub(crate) async fn issue_token(&self, arguments: args::CreateToken) -> Result<IssuedTokenDocument, Failure> {
+        let args::CreateToken { role, name, executor, lanes, device, expires } = arguments;
+        let internal = |message: String| Failure::new("internal", message);
+        let role = Name::new(role.as_str()).map_err(|error| internal(error.to_string()))?;
+        match self {
+            Place::Store(store) => {
+                let secret = Secret::random()?;
+                let id = Name::new(Uuid::now_v7().to_string()).map_err(|error| internal(error.to_string()))?;
+                let now = store.now().await?;
+                let (expires_at, digest) = (expires.map(|after| now.plus(after)), secret.digest());
+                let spec = Box::new(TokenSpec { name, role, executor, lanes, device, expires_at, digest });
+                execute(store.as_ref(), Command::IssueToken { token: id.clone(), spec, by: person()? }).await?;
+                Ok(IssuedTokenDocument { token: secret.reveal().to_owned(), issued: self.token(&id).await? })
+            }
+            Place::Server(api) => {
+                let expires_in_seconds = expires;
+                let request =
+                    TokenRequest { name, role, executor, lanes, device, expires_at: None, expires_in_seconds };
+                Ok(api.issue_token(&request).await?)
+            }
+        }
+    }
+
+    /// Lets the token with an id admit nobody any more.
+    pub(crate) async fn revoke_token(&self, id: &Name) -> Result<TokenDocument, Failure> {
+        let revoked = match self {
+            Place::Store(store) => {
+                execute(store.as_ref(), Command::RevokeToken { token: id.clone(), by: person()? }).await?;
+                None
+            }
+            Place::Server(api) => api.revoke_token(id).await?,
+        };
+        match revoked {
+            Some(document) => Ok(document),
+            None => self.token(id).await,
+        }
+    }
+
+    /// Shows a token that was just written.
+    async fn token(&self, id: &Name) -> Result<TokenDocument, Failure> {
+        let token = self.tokens().await?.tokens.into_iter().find(|document| document.id == *id);
+        token.ok_or_else(|| Failure::new("internal", format!("the token {id} is not there")))
     }
 }
 

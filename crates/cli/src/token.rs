@@ -3,64 +3,32 @@
 //! What is shown is made from [`TokenDocument`]s alone, wherever they come from. The secret is printed once, when the
 //! token is made; neither it nor its digest is ever shown again.
 
-use lastbeat_domain::decide::Command;
-use lastbeat_domain::token::TokenSpec;
 use lastbeat_domain::{Name, Timestamp};
-use lastbeat_store::Store;
-use lastbeat_store::secret::Secret;
-use lastbeat_wire::{TokenDocument, TokensPage};
-use serde_json::json;
-use uuid::Uuid;
+use lastbeat_wire::{IssuedTokenDocument, TokenDocument, TokensPage};
 
 use crate::args::{self, Output};
 use crate::failure::Failure;
 use crate::output;
-use crate::run::{execute, person};
+use crate::place::Place;
 
-pub(crate) async fn token(store: &dyn Store, command: args::Token, form: Output) -> Result<(), Failure> {
+pub(crate) async fn token(place: &Place, command: args::Token, form: Output) -> Result<(), Failure> {
     match command {
-        args::Token::Create(arguments) => made(&create(store, *arguments).await?, form),
-        args::Token::List => listed(&documents(store).await?, form),
-        args::Token::Revoke { token } => revoked(&revoke(store, &token).await?, form),
+        args::Token::Create(arguments) => made(&place.issue_token(*arguments).await?, form),
+        args::Token::List => listed(&place.tokens().await?, form),
+        args::Token::Revoke { token } => revoked(&revoke(place, &token).await?, form),
     }
 }
 
-/// A new token, with what nobody will be told again.
-struct Made {
-    secret: Secret,
-    document: TokenDocument,
-}
-
-async fn create(store: &dyn Store, arguments: args::CreateToken) -> Result<Made, Failure> {
-    let secret = Secret::random()?;
-    let id = Name::new(Uuid::now_v7().to_string()).map_err(|error| Failure::new("internal", error.to_string()))?;
-    let now = store.now().await?;
-    let args::CreateToken { role, name, executor, lanes, device, expires } = arguments;
-    let (expires_at, digest) = (expires.map(|after| now.plus(after)), secret.digest());
-    let role = Name::new(role.as_str()).map_err(|error| Failure::new("internal", error.to_string()))?;
-    let spec = TokenSpec { name, role, executor, lanes, device, expires_at, digest };
-    execute(store, Command::IssueToken { token: id.clone(), spec: Box::new(spec), by: person()? }).await?;
-    let document = documents(store).await?.into_iter().find(|document| document.id == id);
-    let document = document.ok_or_else(|| Failure::new("internal", "the token that was made is not there"))?;
-    Ok(Made { secret, document })
-}
-
-/// The tokens, in the order in which they were made.
-async fn documents(store: &dyn Store) -> Result<Vec<TokenDocument>, Failure> {
-    let (service, now) = (store.service_log().await?, store.now().await?);
-    Ok(service.tokens.iter().map(|token| TokenDocument::of(token, now)).collect())
-}
-
 /// Revokes the token with that id, or the one that goes by that name.
-async fn revoke(store: &dyn Store, named: &Name) -> Result<TokenDocument, Failure> {
-    let documents = documents(store).await?;
-    let Some(id) = pick(&documents, named).map(|document| document.id.clone()) else {
-        let message = format!("there is no token `{named}`; `lastbeat token list` shows what there is");
-        return Err(Failure::new("unknown_token", message));
-    };
-    execute(store, Command::RevokeToken { token: id.clone(), by: person()? }).await?;
-    let after = self::documents(store).await?.into_iter().find(|document| document.id == id);
-    after.ok_or_else(|| Failure::new("internal", "the token that was revoked is not there"))
+async fn revoke(place: &Place, named: &Name) -> Result<TokenDocument, Failure> {
+    let documents = place.tokens().await?.tokens;
+    match pick(&documents, named) {
+        Some(document) => place.revoke_token(&document.id).await,
+        None => {
+            let message = format!("there is no token `{named}`; `lastbeat token list` shows what there is");
+            Err(Failure::new("unknown_token", message))
+        }
+    }
 }
 
 /// The token with that id; or of those with that name the one that is not revoked, or else the latest.
@@ -73,32 +41,29 @@ fn pick<'a>(documents: &'a [TokenDocument], named: &Name) -> Option<&'a TokenDoc
         .or_else(|| latest(of_name().collect()))
 }
 
-fn made(made: &Made, form: Output) -> Result<(), Failure> {
-    let TokenDocument { id, name, role, expires_at, .. } = &made.document;
-    let secret = made.secret.reveal();
+fn made(made: &IssuedTokenDocument, form: Output) -> Result<(), Failure> {
     if form != Output::Table {
-        return output::json_line(&json!({
-            "token": secret, "id": id, "name": name, "role": role, "expires_at": expires_at,
-        }));
+        return output::json_line(made);
     }
+    let TokenDocument { id, name, role, expires_at, .. } = &made.issued;
     let until = expires_at.map_or_else(String::new, |at| format!(" until {at}"));
-    output::line(secret)?;
+    output::line(&made.token)?;
     anstream::eprintln!(
         "token {name} ({id}) is good for the role {role}{until}; it is shown this once, so keep it now"
     );
     Ok(())
 }
 
-fn listed(documents: &[TokenDocument], form: Output) -> Result<(), Failure> {
+fn listed(page: &TokensPage, form: Output) -> Result<(), Failure> {
     match form {
-        Output::Json => output::json_line(&TokensPage { tokens: documents.to_vec(), next: None }),
-        Output::Jsonl => documents.iter().try_for_each(output::json_line),
-        Output::Table if documents.is_empty() => {
+        Output::Json => output::json_line(page),
+        Output::Jsonl => page.tokens.iter().try_for_each(output::json_line),
+        Output::Table if page.tokens.is_empty() => {
             output::line("no tokens; `lastbeat token create --role ROLE --name NAME` makes one")
         }
         Output::Table => {
             let heading = ["NAME", "ROLE", "STATE", "EXECUTOR", "LANES", "EXPIRES", "CREATED", "ID"];
-            output::table(&heading, documents.iter().map(row).collect())
+            output::table(&heading, page.tokens.iter().map(row).collect())
         }
     }
 }

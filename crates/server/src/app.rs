@@ -9,6 +9,7 @@ use lastbeat_store::{ServiceLog, Store, StoreError};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use crate::health::Readiness;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::openapi::openapi_json;
@@ -59,6 +60,8 @@ pub(crate) struct Shared {
     pub(crate) openapi: Arc<str>,
     /// A permit for each heartbeat request.
     pub(crate) beats: Semaphore,
+    /// Whether the store could carry anything out when it was last asked, and when that was.
+    pub(crate) readiness: Arc<tokio::sync::Mutex<Option<(Instant, Readiness)>>>,
     /// Heartbeats that were turned away since the last beacon.
     shed: AtomicU64,
     /// The service log as it was last read.
@@ -86,6 +89,7 @@ impl App {
             owners: Owners::new(),
             metrics: Metrics::new(),
             openapi: openapi_json().into(),
+            readiness: Arc::default(),
             shed: AtomicU64::new(0),
             refreshed: tokio::sync::Mutex::new(Instant::now()),
             service,

@@ -22,6 +22,9 @@ use crate::problem::Problem;
 /// What acts are recorded under, and idempotency keys kept under, where there are no tokens.
 const OPEN: &str = "open";
 
+/// What is said of a token that is sent in vain.
+const ADMITS_NOBODY: &str = "this token admits nobody: it is not known here, was revoked, or its time is over";
+
 /// Who asks; cheap to clone.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller(Arc<Identity>);
@@ -68,9 +71,7 @@ impl Caller {
                 name: token.name.clone(),
                 grant: Some(grant.clone()),
             }))),
-            None => {
-                Err(unauthorized("this token admits nobody: it is not known here, was revoked, or its time is over"))
-            }
+            None => Err(unauthorized(ADMITS_NOBODY)),
         }
     }
 
@@ -139,6 +140,29 @@ impl Caller {
         let current = run.claim.as_ref().and_then(|held| held.id.as_ref());
         let is_current = attempt == run.attempt && (claim.is_none() || claim == current);
         if (is_current && !is_own) || attempt > run.attempt { Err(self.forbidden()) } else { Ok(()) }
+    }
+
+    /// Says whether a claim is the one under which it holds a run now. Nothing less is kept as known: of an earlier attempt
+    /// it may speak whatever claim it quotes, and so it could have another's taken for its own.
+    pub(crate) fn holds(&self, run: &Run, claim: &ClaimId) -> bool {
+        let current = run.claim.as_ref().filter(|held| Some(&held.executor) == self.executor());
+        current.and_then(|held| held.id.as_ref()) == Some(claim)
+    }
+
+    /// Checks that it would still be admitted.
+    ///
+    /// # Errors
+    /// 401 if not.
+    pub(crate) fn check_admitted(&self, app: &App) -> Result<(), Problem> {
+        if self.is_still_admitted(app) { Ok(()) } else { Err(unauthorized(ADMITS_NOBODY)) }
+    }
+
+    /// Says whether it would still be admitted: its token was not revoked meanwhile and its time is not over, or there are
+    /// still no tokens. What goes on for long asks this again.
+    pub(crate) fn is_still_admitted(&self, app: &App) -> bool {
+        let Some(scope) = self.token() else { return app.is_open() };
+        let now = app.store().clock().now();
+        app.service().tokens.of_id(scope).is_some_and(|token| token.admits(now).is_some())
     }
 
     /// Takes the fencing token out of what an executor is shown of another's claim: with it, it could speak for the other.

@@ -67,7 +67,7 @@ pub(crate) async fn claim(
         }
     };
     let command = once(&caller, &headers, command)?;
-    match obtain(&app, command, &lanes, wait).await? {
+    match obtain(&app, &caller, command, &lanes, wait).await? {
         None => Ok(StatusCode::NO_CONTENT.into_response()),
         Some(answer) => {
             note_claim(&app, &caller, &answer);
@@ -90,7 +90,14 @@ fn wait(seconds: Option<f64>) -> Result<Duration, Problem> {
 }
 
 /// Claims, and while there is nothing to claim waits for it. Who hangs up meanwhile takes no run that comes later.
-async fn obtain(app: &App, command: Command, lanes: &[Name], wait: Duration) -> Result<Option<Answer>, Problem> {
+/// Nor does a token that was revoked meanwhile.
+async fn obtain(
+    app: &App,
+    caller: &Caller,
+    command: Command,
+    lanes: &[Name],
+    wait: Duration,
+) -> Result<Option<Answer>, Problem> {
     let until = Instant::now() + wait;
     loop {
         // In the queue before the look, so that what comes in between is not missed.
@@ -109,6 +116,7 @@ async fn obtain(app: &App, command: Command, lanes: &[Name], wait: Duration) -> 
             () = tokio::time::sleep_until(until.min(now + pause(app.work.len()))) => {}
             () = app.shutdown.begins() => return Ok(None),
         }
+        caller.check_admitted(app)?;
     }
 }
 

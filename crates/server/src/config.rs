@@ -191,6 +191,8 @@ limit_settings! {
     idle_time: time,
     /// How long a client may take to send the body of a request.
     body_time: time,
+    /// How long a client may take none of the answer that is ready for it.
+    write_time: time,
     /// How long an answer may take, waiting for work aside.
     answer_time: time,
     /// How many connections are open at once.

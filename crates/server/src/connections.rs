@@ -25,7 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, Sleep};
 use tower::ServiceExt;
 
 use crate::app::App;
@@ -87,10 +87,26 @@ impl Slot {
     }
 }
 
-/// A stream that notes when bytes come.
+/// A stream that notes when bytes come, and fails when none can be sent for too long: who asks and never reads the answer
+/// would keep a connection busy for ever, and busy ones make room for nobody.
 struct Watched {
     stream: TcpStream,
     slot: Arc<Slot>,
+    write_time: Duration,
+    /// When patience ends with a client that takes nothing, while it takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl Watched {
+    fn wrote(&mut self, context: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let write_time = self.write_time;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_time)));
+        stalled.as_mut().poll(context).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
 }
 
 impl AsyncRead for Watched {
@@ -106,7 +122,8 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.wrote(context, written)
     }
 
     fn poll_write_vectored(
@@ -114,7 +131,8 @@ impl AsyncWrite for Watched {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.wrote(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -235,7 +253,7 @@ async fn converse(stream: TcpStream, router: Router, limits: Limits, slots: Arc<
     // Heads over our own limit, up to this one, are answered by a problem document; larger ones by hyper.
     let buffer = limits.head_bytes.saturating_mul(2).max(32 << 10);
     builder.timer(TokioTimer::new()).header_read_timeout(limits.idle_time.max(limits.head_time)).max_buf_size(buffer);
-    let stream = Watched { stream, slot: Arc::clone(&slot) };
+    let stream = Watched { stream, slot: Arc::clone(&slot), write_time: limits.write_time, stalled: None };
     let connection = builder.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let ended = tokio::select! {

@@ -35,6 +35,8 @@ const BUFFERED: usize = 64;
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait after the store failed.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is looked whether the reader of a stream would still be admitted.
+const ADMITTED_INTERVAL: Duration = Duration::from_millis(200);
 /// How often a stream without events says that it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -73,7 +75,7 @@ pub(crate) async fn feed(
     if wants_stream(&headers) {
         let permit = permit(&app)?;
         let (events, receiver) = mpsc::channel(BUFFERED);
-        tokio::spawn(follow_feed(app, after, events, permit));
+        tokio::spawn(follow_feed(app, caller, after, events, permit));
         return Ok(streamed(receiver));
     }
     let mut entries = app.store().feed(after, limit + 1).await?;
@@ -178,28 +180,34 @@ fn event<T: Serialize>(id: u64, kind: &str, document: &T) -> Option<Event> {
     Event::default().id(id.to_string()).event(kind).json_data(document).ok()
 }
 
-async fn follow_feed(app: App, mut after: u64, events: mpsc::Sender<Event>, _permit: OwnedSemaphorePermit) {
+async fn follow_feed(
+    app: App,
+    caller: Caller,
+    mut after: u64,
+    events: mpsc::Sender<Event>,
+    _permit: OwnedSemaphorePermit,
+) {
     let mut end = app.log_end.subscribe();
     loop {
         let entries = match app.store().feed(after, PAGE_FACTS).await {
             Ok(entries) => entries,
             Err(error) => {
                 tracing::debug!(%error, "the feed cannot be read");
-                if wait(&app, &events, tokio::time::sleep(PAUSE)).await { continue } else { return }
+                if wait(&app, &caller, &events, tokio::time::sleep(PAUSE)).await { continue } else { return }
             }
         };
         let is_last = entries.len() < PAGE_FACTS;
         for entry in entries.into_iter().map(shown) {
             after = entry.position;
             let Some(event) = event(after, entry.event.type_name(), &entry) else { continue };
-            if !send(&app, &events, event).await {
+            if !send(&app, &caller, &events, event).await {
                 return;
             }
         }
         let grown = async {
             let _ = end.wait_for(|end| *end > after).await;
         };
-        if is_last && !wait(&app, &events, grown).await {
+        if is_last && !wait(&app, &caller, &events, grown).await {
             return;
         }
     }
@@ -224,7 +232,7 @@ async fn follow_run(
                     caller.veil_fact(&mut fact);
                     after = fact.version().unwrap_or(after + 1);
                     let Some(event) = event(after, fact.type_name(), &fact) else { continue };
-                    if !send(&app, &events, event).await {
+                    if !send(&app, &caller, &events, event).await {
                         return;
                     }
                 }
@@ -237,25 +245,41 @@ async fn follow_run(
             }
             Err(error) => tracing::debug!(%error, "a run cannot be followed"),
         }
-        if !wait(&app, &events, tokio::time::sleep(FOLLOW_INTERVAL)).await {
+        if !wait(&app, &caller, &events, tokio::time::sleep(FOLLOW_INTERVAL)).await {
             return;
         }
     }
 }
 
-/// Sends an event; false if nobody reads any more, or the server stops.
-async fn send(app: &App, events: &mpsc::Sender<Event>, event: Event) -> bool {
+/// Sends an event; false if nobody reads any more, the reader's token admits nobody any more, or the server stops.
+async fn send(app: &App, caller: &Caller, events: &mpsc::Sender<Event>, event: Event) -> bool {
     tokio::select! {
-        sent = events.send(event) => sent.is_ok(),
+        place = events.reserve() => match place {
+            // After the wait: a slow reader may have made it long.
+            Ok(place) if caller.is_still_admitted(app) => {
+                place.send(event);
+                true
+            }
+            _ => false,
+        },
+        () = no_longer_admitted(app, caller) => false,
         () = app.shutdown.begins() => false,
     }
 }
 
-/// Waits for something; false if nobody reads any more, or the server stops.
-async fn wait(app: &App, events: &mpsc::Sender<Event>, until: impl Future<Output = ()>) -> bool {
+/// Waits for something; false if nobody reads any more, the reader's token admits nobody any more, or the server stops.
+async fn wait(app: &App, caller: &Caller, events: &mpsc::Sender<Event>, until: impl Future<Output = ()>) -> bool {
     tokio::select! {
         () = until => true,
         () = events.closed() => false,
+        () = no_longer_admitted(app, caller) => false,
         () = app.shutdown.begins() => false,
+    }
+}
+
+/// Completes soon after the reader would not be admitted any more: a stream that was opened with a token ends with it.
+async fn no_longer_admitted(app: &App, caller: &Caller) {
+    while caller.is_still_admitted(app) {
+        tokio::time::sleep(ADMITTED_INTERVAL).await;
     }
 }

@@ -18,6 +18,8 @@ pub struct Limits {
     pub idle_time: Duration,
     /// How long a client may take to send the body of a request.
     pub body_time: Duration,
+    /// How long a client may take none of the answer that is ready for it, before the connection is cut off.
+    pub write_time: Duration,
     /// How long an answer may take, waiting for work aside.
     pub answer_time: Duration,
     /// How many connections are open at once. When there are more, those that wait longest without a request go.
@@ -47,6 +49,7 @@ impl Default for Limits {
             head_time: Duration::from_secs(10),
             idle_time: Duration::from_secs(180),
             body_time: Duration::from_secs(30),
+            write_time: Duration::from_secs(30),
             answer_time: Duration::from_secs(30),
             connections: 10_000,
             requests: 64,

@@ -40,7 +40,7 @@ pub(crate) async fn document(State(app): State<App>) -> Response {
     file("application/json", app.openapi.to_string())
 }
 
-/// Shows the document to people.
+/// Shows the document to people. The page itself is for everybody: it asks for the document with the reader's token.
 pub(crate) async fn page() -> Response {
     file("text/html; charset=utf-8", include_str!("docs/page.html"))
 }

@@ -27,7 +27,9 @@ pub(crate) async fn check(
     }
     let run = app.store().run(id).await?.ok_or_else(|| unknown_run(id))?;
     caller.check_report(&run, attempt, claim)?;
-    if let (Some(token), Some(claim)) = (caller.token(), claim) {
+    if let (Some(token), Some(claim)) = (caller.token(), claim)
+        && caller.holds(&run, claim)
+    {
         app.owners.note(token, id, claim);
     }
     Ok(())

@@ -62,15 +62,16 @@ pub(crate) fn router(app: &App) -> Router {
     let shared = through(shared())
         .route("/metrics", get(health::metrics))
         .route("/openapi.json", get(openapi::document))
-        .route("/docs", get(openapi::page))
-        .route("/docs/page.js", get(openapi::script))
-        .route("/docs/page.css", get(openapi::style))
         .layer(from_fn_with_state(app.clone(), gate::share));
     let admitted =
         Router::new().merge(beats).merge(waiting).merge(shared).layer(from_fn_with_state(app.clone(), gate::admit));
     Router::new()
         .route("/livez", get(health::livez))
         .route("/readyz", get(health::readyz))
+        // A browser sends no token of its own accord. The page tells nothing; the document that it shows does.
+        .route("/docs", get(openapi::page))
+        .route("/docs/page.js", get(openapi::script))
+        .route("/docs/page.css", get(openapi::style))
         .merge(admitted)
         .fallback(unknown_path)
         .with_state(app.clone())

@@ -37,7 +37,9 @@ pub(crate) async fn create(
         Problem::internal()
     })?;
     let id = Name::new(Uuid::now_v7().to_string()).map_err(|_| Problem::internal())?;
-    let TokenRequest { name, role, executor, lanes, device, expires_at } = request;
+    let expires_at = request.expiry(app.store().now().await?);
+    let expires_at = expires_at.map_err(|error| Problem::invalid("expires_in_seconds", error))?;
+    let TokenRequest { name, role, executor, lanes, device, .. } = request;
     let spec = TokenSpec { name, role, executor, lanes, device, expires_at, digest: secret.digest() };
     execute(&app, Command::IssueToken { token: id.clone(), spec: Box::new(spec), by: caller.name() }).await?;
     let issued = shown(&app, &id).await?;

@@ -182,3 +182,16 @@ async fn a_token_that_asks_too_often_is_told_when_to_come_back_and_beats_all_the
     assert_eq!(api.get("/livez").await.status, 200);
     api.server.stop().await;
 }
+
+#[tokio::test]
+async fn who_asks_and_never_reads_the_answers_is_cut_off() {
+    let limits = Limits { write_time: Duration::from_millis(200), ..Limits::default() };
+    let place = Place::at(NOW);
+    let api = Api::with(&place, limits).await;
+    let mut stream = TcpStream::connect(api.server.address).await.unwrap();
+    let request = "GET /docs/page.js HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(100);
+    // Until the server takes no more, and then until it has had enough.
+    while stream.write_all(request.as_bytes()).await.is_ok() {}
+    assert_eq!(api.get("/livez").await.status, 200);
+    api.server.stop().await;
+}

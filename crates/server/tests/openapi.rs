@@ -4,7 +4,7 @@
 mod support;
 
 use lastbeat_testkit::Place;
-use serde_json::Value;
+use serde_json::{Value, json};
 use support::Api;
 
 /// Where the copy is.
@@ -58,5 +58,26 @@ async fn the_docs_page_needs_nobody_else() {
         assert!(said.headers["content-security-policy"].to_str().unwrap().contains("script-src 'self'"));
     }
     assert_eq!(api.get("/openapi.json").await.text, lastbeat_server::openapi_json());
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn with_tokens_the_page_is_there_for_a_browser_and_the_document_for_a_token() {
+    let place = Place::at("2026-05-04T00:00:00Z");
+    let api = Api::at(&place).await;
+    let admin = api.token("", json!({"name": "admin", "role": "admin"})).await;
+    let page = api.get("/docs").await;
+    assert_eq!(page.status, 200);
+    assert!(page.text.contains(r#"id="token""#) && page.text.contains("stored nowhere"), "{}", page.text);
+    let script = api.get("/docs/page.js").await;
+    assert!(script.text.contains("Bearer ${token}") && !script.text.contains("Storage"), "{}", script.text);
+    // What stands without a token tells of no route.
+    let document: Value = serde_json::from_str(&lastbeat_server::openapi_json()).unwrap();
+    for path in document["paths"].as_object().unwrap().keys() {
+        assert!(!page.text.contains(path) && !script.text.contains(path), "{path}");
+    }
+    assert_eq!(api.get("/openapi.json").await.status, 401);
+    let read = api.call(&admin, "GET", "/openapi.json", Value::Null).await;
+    assert_eq!((read.status, read.text), (200, lastbeat_server::openapi_json()));
     api.server.stop().await;
 }

@@ -1,7 +1,7 @@
 //! Tokens: who may do what.
 
 use lastbeat_domain::token::Token;
-use lastbeat_domain::{Name, Timestamp};
+use lastbeat_domain::{Name, Span, Timestamp};
 use serde::{Deserialize, Serialize};
 
 /// A new token.
@@ -31,6 +31,23 @@ pub struct TokenRequest {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::schema::Timestamp>))]
     pub expires_at: Option<Timestamp>,
+    /// The same, as the time from now on, by the log clock, for those who do not have that; one of the two, not both.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<f64>, minimum = 0))]
+    pub expires_in_seconds: Option<Span>,
+}
+
+impl TokenRequest {
+    /// Returns the log time from which the token admits nobody, if it is made at log time `now`; `None`: never.
+    ///
+    /// # Errors
+    /// If the request says it twice.
+    pub fn expiry(&self, now: Timestamp) -> Result<Option<Timestamp>, &'static str> {
+        match (self.expires_at, self.expires_in_seconds) {
+            (Some(_), Some(_)) => Err("give this or expires_at, not both"),
+            (at, after) => Ok(at.or(after.map(|after| now.plus(after)))),
+        }
+    }
 }
 
 /// A token, without its secret, which nobody has but its holder. All instants are those of the log clock.

@@ -218,6 +218,7 @@ fn a_request_with_an_unknown_field_is_refused() {
     strict::<ReasonRequest>(&json!({}));
     strict::<BeatsRequest>(&json!({"beats": [{"run": id(), "attempt": 1}]}));
     strict::<TokenRequest>(&json!({"name": "ci", "role": "submitter"}));
+    strict::<TokenRequest>(&json!({"name": "ci", "role": "submitter", "expires_in_seconds": 90}));
     assert!(serde_json::from_value::<BeatsRequest>(json!({"beats": [{"run": id(), "attempt": 1, "at": 1}]})).is_err());
     assert!(serde_json::from_value::<CreateRequest>(json!({"lane": ""})).is_err());
 }

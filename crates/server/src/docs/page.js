@@ -97,18 +97,37 @@ function draw(api) {
   groups.forEach((operations, tag) => main.append(element("h2", tag), ...operations));
 }
 
-function filter(event) {
-  const wanted = event.target.value.toLowerCase();
+function filter() {
+  const wanted = document.getElementById("filter").value.toLowerCase();
   document.querySelectorAll("details").forEach((one) => { one.hidden = !one.dataset.text.includes(wanted); });
 }
 
-fetch("/openapi.json")
-  .then((response) => (response.ok ? response.json() : Promise.reject(new Error(`status ${response.status}`))))
-  .then((api) => {
-    draw(api);
-    document.getElementById("filter").addEventListener("input", filter);
-  })
-  .catch((error) => {
-    const text = `The document cannot be read (${error.message}). Where there are tokens, /openapi.json needs one.`;
-    document.getElementById("routes").replaceChildren(element("p", text));
-  });
+function say(text) {
+  document.getElementById("routes").replaceChildren(element("p", text));
+}
+
+// The token is kept in its field and nowhere else.
+async function show() {
+  const token = document.getElementById("token").value.trim();
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  try {
+    const response = await fetch("/openapi.json", { headers, credentials: "omit", cache: "no-store" });
+    if (response.status === 401) {
+      say(token ? "This token admits nobody here." : "There are tokens here: give one above to read the document.");
+    } else if (!response.ok) {
+      say(`The document cannot be read: status ${response.status}.`);
+    } else {
+      draw(await response.json());
+      filter();
+    }
+  } catch (error) {
+    say(`The document cannot be read: ${error.message}.`);
+  }
+}
+
+document.getElementById("filter").addEventListener("input", filter);
+document.getElementById("ask").addEventListener("submit", (event) => {
+  event.preventDefault();
+  show();
+});
+show();

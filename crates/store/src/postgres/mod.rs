@@ -59,8 +59,30 @@ const WRITERS: usize = 2;
 const READERS_MAX: u32 = 4;
 /// How long a question waits for one of them.
 const READER_WAIT: Duration = Duration::from_secs(5);
+/// How long a connection on which something failed has to show that it is alive.
+const PING_MAX: Duration = Duration::from_secs(1);
 /// How many runs an export reads at a time.
 const EXPORT_RUNS: i64 = 500;
+
+/// Asks something that changes nothing, of a connection of the pool. One that died while it lay there, as all do when the
+/// server is restarted, is noticed only now; then the same is asked of another one. There may be as many of them as the
+/// pool holds, and the one after those is new. (A macro, because no bound says that the future of a closure which borrows
+/// both its argument and its surroundings can be sent.)
+macro_rules! read {
+    ($readers:expr, |$reader:ident| $ask:expr) => {{
+        let mut others = READERS_MAX;
+        loop {
+            let mut connection = $readers.acquire().await?;
+            let $reader = &mut connection;
+            let answer = $ask.await;
+            let failed = answer.as_ref().is_err_and(StoreError::is_transient);
+            if !failed || others == 0 || !is_dead(connection).await {
+                break answer;
+            }
+            others -= 1;
+        }
+    }};
+}
 
 /// A store in a PostgreSQL database.
 pub struct PostgresStore {
@@ -70,6 +92,9 @@ pub struct PostgresStore {
     readers: PgPool,
     writers: Vec<mpsc::Sender<Job>>,
 }
+
+/// A connection that reads.
+type Reader = PoolConnection<Postgres>;
 
 type Asked<'c, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'c>>;
 
@@ -101,26 +126,14 @@ impl PostgresStore {
         Ok(PostgresStore { keep, shared, readers, writers })
     }
 
-    async fn reader(&self) -> Result<PoolConnection<Postgres>, StoreError> {
-        Ok(self.readers.acquire().await?)
-    }
-
     /// Asks several things of one snapshot. It is a task of its own: a caller that goes away must not leave a connection
     /// with an open transaction behind, in which others would read the past.
     async fn in_snapshot<T: Send + 'static>(
         &self,
-        ask: impl for<'c> FnOnce(&'c mut PgConnection) -> Asked<'c, T> + Send + 'static,
+        ask: impl for<'c> Fn(&'c mut PgConnection) -> Asked<'c, T> + Send + Sync + 'static,
     ) -> Result<T, StoreError> {
-        let mut connection = self.reader().await?;
-        let task = tokio::spawn(async move {
-            connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
-            let answer = ask(&mut connection).await;
-            if connection.execute("COMMIT").await.is_err() {
-                // It is of no use to anybody else.
-                drop(connection.detach());
-            }
-            answer
-        });
+        let readers = self.readers.clone();
+        let task = tokio::spawn(async move { read!(readers, |reader| snapshot(reader, &ask)) });
         task.await.unwrap_or(Err(StoreError::Closed))
     }
 
@@ -152,6 +165,29 @@ impl PostgresStore {
     }
 }
 
+/// Says whether a connection on which something failed answers no more, and then takes it out of the pool. What was only
+/// too slow, or in another's way, is not asked again.
+async fn is_dead(mut reader: Reader) -> bool {
+    let dead = !matches!(tokio::time::timeout(PING_MAX, reader.ping()).await, Ok(Ok(())));
+    if dead {
+        drop(reader.detach());
+    }
+    dead
+}
+
+async fn snapshot<T>(
+    reader: &mut Reader,
+    ask: &impl for<'c> Fn(&'c mut PgConnection) -> Asked<'c, T>,
+) -> Result<T, StoreError> {
+    reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;
+    let answer = ask(reader).await;
+    if reader.execute("COMMIT").await.is_err() {
+        // It is of no use to anybody else.
+        reader.close_on_drop();
+    }
+    answer
+}
+
 #[async_trait]
 impl Store for PostgresStore {
     async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
@@ -160,16 +196,15 @@ impl Store for PostgresStore {
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
         let simulated = self.shared.clock.simulated();
-        read::now(&mut *self.reader().await?, simulated).await
+        read!(self.readers, |reader| read::now(reader, simulated))
     }
 
     async fn service_log(&self) -> Result<Arc<ServiceLog>, StoreError> {
-        let mut reader = self.reader().await?;
-        self.service_log_in(&mut reader).await
+        read!(self.readers, |reader| self.service_log_in(reader))
     }
 
     async fn run(&self, id: RunId) -> Result<Option<Run>, StoreError> {
-        Ok(read::run_row(&mut *self.reader().await?, id).await?.map(|row| row.run))
+        Ok(read!(self.readers, |reader| read::run_row(reader, id))?.map(|row| row.run))
     }
 
     async fn stream(&self, id: RunId, after: u64, limit: usize) -> Result<StreamPage, StoreError> {
@@ -185,28 +220,27 @@ impl Store for PostgresStore {
     }
 
     async fn feed(&self, after: u64, limit: usize) -> Result<Vec<FeedEntry>, StoreError> {
-        read::feed(&mut *self.reader().await?, after, limit).await
+        read!(self.readers, |reader| read::feed(reader, after, limit))
     }
 
     async fn log_end(&self) -> Result<u64, StoreError> {
-        read::log_end(&mut *self.reader().await?).await
+        read!(self.readers, |reader| read::log_end(reader))
     }
 
     async fn list(&self, filter: &Filter, after: Option<RunId>, limit: usize) -> Result<Vec<Run>, StoreError> {
-        read::list(&mut *self.reader().await?, filter, after, limit).await
+        read!(self.readers, |reader| read::list(reader, filter, after, limit))
     }
 
     async fn goals(&self, after: Option<&Name>, limit: usize) -> Result<Vec<Name>, StoreError> {
-        read::goals(&mut *self.reader().await?, after, limit).await
+        read!(self.readers, |reader| read::goals(reader, after, limit))
     }
 
     async fn due(&self, now: Timestamp, limit: usize) -> Result<Vec<Due>, StoreError> {
-        let mut reader = self.reader().await?;
-        let due = read::due(&mut reader, now, limit).await?;
+        let due = read!(self.readers, |reader| read::due(reader, now, limit))?;
         if due.is_empty() {
             return Ok(Vec::new());
         }
-        let service = self.service_log_in(&mut reader).await?;
+        let service = self.service_log().await?;
         let listening = Arc::new(service.listening(now));
         let judge = |(run, check_at): (Run, Timestamp)| {
             let policy = service.policy(&run.lane, now);
@@ -216,11 +250,11 @@ impl Store for PostgresStore {
     }
 
     async fn running(&self, lane: &Name, limit: usize) -> Result<Sample, StoreError> {
-        read::running(&mut *self.reader().await?, lane, limit).await
+        read!(self.readers, |reader| read::running(reader, lane, limit))
     }
 
     async fn cursor(&self, name: &Name) -> Result<Option<u64>, StoreError> {
-        read::cursor(&mut *self.reader().await?, name).await
+        read!(self.readers, |reader| read::cursor(reader, name))
     }
 
     fn clock(&self) -> Arc<dyn Clock> {
@@ -228,19 +262,19 @@ impl Store for PostgresStore {
     }
 
     async fn next_due(&self) -> Result<Option<Timestamp>, StoreError> {
-        read::next_due(&mut *self.reader().await?).await
+        read!(self.readers, |reader| read::next_due(reader))
     }
 
     async fn lanes_to_rearm(&self) -> Result<Vec<Name>, StoreError> {
-        read::lanes(&mut *self.reader().await?, true).await
+        read!(self.readers, |reader| read::lanes(reader, true))
     }
 
     async fn lanes(&self) -> Result<Vec<Name>, StoreError> {
-        read::lanes(&mut *self.reader().await?, false).await
+        read!(self.readers, |reader| read::lanes(reader, false))
     }
 
     async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
-        read::count(&mut *self.reader().await?, lane).await
+        read!(self.readers, |reader| read::count(reader, lane))
     }
 
     async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
