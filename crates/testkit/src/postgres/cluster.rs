@@ -158,6 +158,27 @@ impl Cluster {
         self.forget();
     }
 
+    /// Suspends the processes that write to the disk on the server's behalf (WAL writer, background writer, checkpointer,
+    /// and who starts autovacuum) until the server is stopped or killed: from then on nothing gets there but what a
+    /// commit or a want of memory sends. Sessions go on, since each of those processes is caught at rest, holding no lock.
+    pub fn suspend_background(&self) {
+        const ALL: &str = "SELECT pid FROM pg_stat_activity WHERE backend_type IN \
+                           ('walwriter', 'background writer', 'checkpointer', 'autovacuum launcher')";
+        let signal = |pid: &String, signal| {
+            let pid = pid.parse().ok().and_then(Pid::from_raw).expect("a process id");
+            kill_process(pid, signal).unwrap_or_else(|error| panic!("{signal:?} to {pid:?}: {error}"));
+        };
+        let processes = self.sql("postgres", ALL);
+        let at_rest = || {
+            processes.iter().for_each(|pid| signal(pid, Signal::STOP));
+            let still = "AND wait_event_type IS DISTINCT FROM 'Activity' OR backend_type = 'autovacuum worker'";
+            let busy = self.sql("postgres", &format!("{ALL} {still}"));
+            processes.iter().filter(|_| !busy.is_empty()).for_each(|pid| signal(pid, Signal::CONT));
+            busy.is_empty()
+        };
+        assert!(within_patience(at_rest), "the server's processes are never at rest");
+    }
+
     /// Starts the server again on the same port and data, and returns when it accepts connections.
     ///
     /// # Panics
