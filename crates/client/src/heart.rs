@@ -12,7 +12,8 @@
 //! The heart learns that the run is lost (*fenced*), that somebody wants it stopped (*cancelled*), or that it has not
 //! been heard of for so long that the service may have given the run to somebody else (*lost contact*). The last is
 //! reckoned on this host's monotonic clock from when the last answered heartbeat was **sent**, and against how long the
-//! service said that it would believe in it: so it is noticed here no later than there, whatever the clocks say.
+//! service said that it would believe in it: so it is noticed here no later than there, whatever the clocks say. Before
+//! the first answer it is reckoned from when the heart was started: so start it as soon as the run is claimed.
 //! Contact may come back, and then it turns out which of the others it is, or none: the signal is taken back.
 //!
 //! # Rejected

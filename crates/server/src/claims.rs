@@ -10,7 +10,7 @@ use lastbeat_domain::access::Action;
 use lastbeat_domain::decide::{Claimant, Command};
 use lastbeat_domain::{Name, RefusalCode};
 use lastbeat_store::{Answer, CommandError};
-use lastbeat_wire::{AnswerDocument, ClaimRequest, Problem as ProblemDocument, schema};
+use lastbeat_wire::{AnswerDocument, ClaimRequest, schema};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -18,7 +18,7 @@ use crate::act::{note_claim, once};
 use crate::app::App;
 use crate::body;
 use crate::caller::{Caller, permitted_run};
-use crate::problem::Problem;
+use crate::problem::{Problem, Refused};
 use crate::runs::claimant;
 
 /// The longest that a claim waits.
@@ -37,7 +37,7 @@ const LOOK_AGAIN_EACH: Duration = Duration::from_millis(4);
     responses(
         (status = 200, description = "the run, with its claim and its input", body = AnswerDocument),
         (status = 204, description = "no run waits"),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn claim(

@@ -14,7 +14,7 @@ use lastbeat_domain::event::ServiceEvent;
 use lastbeat_domain::{RunId, Status};
 use lastbeat_store::FeedEntry;
 use lastbeat_wire::events::{EventDocument, EventsPage, FeedEvent, FeedPage};
-use lastbeat_wire::{Problem as ProblemDocument, answers, schema};
+use lastbeat_wire::{answers, schema};
 use serde::{Deserialize, Serialize};
 use std::convert::Infallible;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::app::App;
 use crate::body::{Named, Params};
 use crate::caller::{Caller, permitted_run};
 use crate::cursor;
-use crate::problem::Problem;
+use crate::problem::{Problem, Refused};
 
 /// How many facts a stream reads at a time.
 const PAGE_FACTS: usize = 500;
@@ -60,7 +60,7 @@ pub(crate) struct EventsParams {
     params(EventsParams, ("Last-Event-ID" = Option<String>, Header, description = "of a stream: the last event that was seen")),
     responses(
         (status = 200, description = "facts", content((FeedPage = "application/json"), (String = "text/event-stream"))),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn feed(
@@ -96,7 +96,7 @@ pub(crate) async fn feed(
     responses(
         (status = 200, description = "facts", content((EventsPage = "application/json"), (String = "text/event-stream"))),
         (status = 204, description = "of a stream: the run is settled, and there is nothing more"),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn of_run(

@@ -7,12 +7,12 @@ use axum::extract::State;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::{Name, Status, Timestamp};
 use lastbeat_store::Filter;
-use lastbeat_wire::{ExecutorDocument, ExecutorsPage, Problem as ProblemDocument};
+use lastbeat_wire::{ExecutorDocument, ExecutorsPage};
 
 use crate::app::App;
 use crate::caller::Caller;
 use crate::gate::place;
-use crate::problem::Problem;
+use crate::problem::{Problem, Refused};
 
 /// How many runs are read at a time.
 const PAGE_RUNS: usize = 1_000;
@@ -22,7 +22,7 @@ const PAGE_RUNS: usize = 1_000;
     get, path = "/v1/executors", tag = "executors",
     responses(
         (status = 200, description = "the executors", body = ExecutorsPage),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<ExecutorsPage>, Problem> {

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use lastbeat_domain::{Name, Status};
 use lastbeat_store::{Filter, Judged, ask};
-use lastbeat_wire::{GoalDocument, GoalRun, GoalStatus, GoalSummary, GoalsPage, Problem as ProblemDocument, schema};
+use lastbeat_wire::{GoalDocument, GoalRun, GoalStatus, GoalSummary, GoalsPage, schema};
 use serde::Deserialize;
 use utoipa::IntoParams;
 
@@ -13,7 +13,7 @@ use crate::body::{Named, Params};
 use crate::caller::Caller;
 use crate::cursor;
 use crate::gate::place;
-use crate::problem::Problem;
+use crate::problem::{Problem, Refused};
 
 /// How many runs of a goal are looked at to tell how it stands, or to fill a page.
 const EXAMINED_MAX: usize = 20_000;
@@ -39,7 +39,7 @@ pub(crate) struct PageParams {
     get, path = "/v1/goals", tag = "goals", params(PageParams),
     responses(
         (status = 200, description = "a page of goals", body = GoalsPage),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn list(
@@ -69,7 +69,7 @@ pub(crate) async fn list(
     params(("key" = schema::Name, Path, description = "the goal"), PageParams),
     responses(
         (status = 200, description = "the goal", body = GoalDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn show(

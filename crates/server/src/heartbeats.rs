@@ -16,7 +16,7 @@ use lastbeat_wire::{Problem as ProblemDocument, schema};
 use crate::app::App;
 use crate::body::{self, Batch, Named};
 use crate::caller::Caller;
-use crate::problem::{Problem, is_fenced};
+use crate::problem::{Problem, Refused, is_fenced};
 use crate::reports::check;
 
 /// How many heartbeats a batch has at the most.
@@ -29,7 +29,7 @@ const BATCH_MAX: usize = 1_000;
     responses(
         (status = 200, description = "it was heard", body = HeartbeatDocument),
         (status = 409, description = "fenced: the run is no longer this executor's, `directive` is `stop`", body = ProblemDocument, content_type = "application/problem+json"),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn one(
@@ -62,7 +62,7 @@ pub(crate) async fn one(
     post, path = "/v1/heartbeats", tag = "executors", request_body = BeatsRequest,
     responses(
         (status = 200, description = "what became of each", body = BeatsDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn many(

@@ -7,7 +7,7 @@ use lastbeat_domain::access::Action;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Terms};
 use lastbeat_wire::answers;
-use lastbeat_wire::{HoldsPage, LaneDocument, LanesPage, PolicyDocument, Problem as ProblemDocument};
+use lastbeat_wire::{HoldsPage, LaneDocument, LanesPage, PolicyDocument};
 use lastbeat_wire::{ReasonRequest, ReleaseDocument, schema};
 use serde::Deserialize;
 use utoipa::IntoParams;
@@ -17,14 +17,14 @@ use crate::app::App;
 use crate::body::{self, MaybeJson, Named, Params};
 use crate::caller::Caller;
 use crate::gate::place;
-use crate::problem::Problem;
+use crate::problem::{Problem, Refused};
 
 /// Lists the lanes, each with its policy and how many runs it has.
 #[utoipa::path(
     get, path = "/v1/lanes", tag = "lanes",
     responses(
         (status = 200, description = "the lanes", body = LanesPage),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<LanesPage>, Problem> {
@@ -39,7 +39,7 @@ pub(crate) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<
     get, path = "/v1/lanes/{lane}", tag = "lanes", params(("lane" = schema::Name, Path, description = "the lane")),
     responses(
         (status = 200, description = "the lane", body = LaneDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn show(
@@ -73,7 +73,7 @@ pub(crate) struct SetParams {
     ),
     responses(
         (status = 200, description = "the lane with its new policy", body = LaneDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn set(
@@ -112,7 +112,7 @@ fn expected_version(headers: &HeaderMap) -> Result<Option<u32>, Problem> {
     get, path = "/v1/holds", tag = "lanes",
     responses(
         (status = 200, description = "the lanes", body = HoldsPage),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn holds(State(app): State<App>, caller: Caller) -> Result<Json<HoldsPage>, Problem> {
@@ -128,7 +128,7 @@ pub(crate) async fn holds(State(app): State<App>, caller: Caller) -> Result<Json
     params(("lane" = schema::Name, Path, description = "the lane")),
     responses(
         (status = 200, description = "how the lane stands from now on", body = ReleaseDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn release(

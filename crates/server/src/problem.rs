@@ -33,6 +33,12 @@ pub struct Problem {
     pub more: Map<String, Value>,
 }
 
+/// In the description of the API: what any request may be told instead of its answer.
+#[derive(utoipa::IntoResponses)]
+#[response(status = "default", description = "a problem", content_type = "application/problem+json")]
+#[allow(dead_code)] // It describes, and is never made.
+pub(crate) struct Refused(ProblemDocument);
+
 impl Problem {
     /// Makes a problem.
     pub fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Problem {

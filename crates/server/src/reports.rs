@@ -5,14 +5,14 @@ use axum::extract::State;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::decide::{ByHand, Command};
 use lastbeat_domain::{ClaimId, RunId};
-use lastbeat_wire::{AnswerDocument, CompleteRequest, FailRequest, Problem as ProblemDocument};
+use lastbeat_wire::{AnswerDocument, CompleteRequest, FailRequest};
 use lastbeat_wire::{ReasonRequest, ReportRequest, schema};
 
 use crate::act::answered;
 use crate::app::App;
 use crate::body::{self, MaybeJson, Named};
 use crate::caller::{Caller, permitted_run, unknown_run};
-use crate::problem::Problem;
+use crate::problem::{Problem, Refused};
 
 /// Checks that the caller may report on a run under a claim. Who may report on every run is not held up by a read.
 pub(crate) async fn check(
@@ -41,7 +41,7 @@ pub(crate) async fn check(
     params(("id" = schema::RunId, Path, description = "the run")),
     responses(
         (status = 200, description = "the run after it", body = AnswerDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn start(
@@ -61,7 +61,7 @@ pub(crate) async fn start(
     params(("id" = schema::RunId, Path, description = "the run")),
     responses(
         (status = 200, description = "the run after it", body = AnswerDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn complete(
@@ -81,7 +81,7 @@ pub(crate) async fn complete(
     params(("id" = schema::RunId, Path, description = "the run")),
     responses(
         (status = 200, description = "the run after it", body = AnswerDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn fail(
@@ -101,7 +101,7 @@ pub(crate) async fn fail(
     params(("id" = schema::RunId, Path, description = "the run")),
     responses(
         (status = 200, description = "the run after it", body = AnswerDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn cancelled(
@@ -121,7 +121,7 @@ pub(crate) async fn cancelled(
     params(("id" = schema::RunId, Path, description = "the run")),
     responses(
         (status = 200, description = "the run after it", body = AnswerDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn cancel(
@@ -142,7 +142,7 @@ pub(crate) async fn cancel(
     params(("id" = schema::RunId, Path, description = "the run")),
     responses(
         (status = 200, description = "the run after it", body = AnswerDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn requeue(
@@ -162,7 +162,7 @@ pub(crate) async fn requeue(
     params(("id" = schema::RunId, Path, description = "the run")),
     responses(
         (status = 200, description = "the run after it", body = AnswerDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn reap(

@@ -9,7 +9,7 @@ use lastbeat_domain::decide::{Claimant, Command};
 use lastbeat_domain::{ClaimId, Liveness, Name, RunId, Status, Timestamp};
 use lastbeat_store::{Filter, Judged, ask};
 use lastbeat_wire::answers;
-use lastbeat_wire::{AnswerDocument, ClaimBy, CreateRequest, Problem as ProblemDocument};
+use lastbeat_wire::{AnswerDocument, ClaimBy, CreateRequest};
 use lastbeat_wire::{ReplayDocument, RunDocument, RunsPage, WhyDocument, schema};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
@@ -22,7 +22,7 @@ use crate::body::{self, Named, Params};
 use crate::caller::{Caller, permitted_run};
 use crate::cursor;
 use crate::gate::place;
-use crate::problem::Problem;
+use crate::problem::{Problem, Refused};
 
 /// How many runs a list looks at before it is content with what it found.
 const EXAMINED_MAX: usize = 20_000;
@@ -34,7 +34,7 @@ const EXAMINED_MAX: usize = 20_000;
     responses(
         (status = 201, description = "the new run", body = AnswerDocument),
         (status = 200, description = "the open run that has the unique key", body = AnswerDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn create(
@@ -104,7 +104,7 @@ pub(crate) struct ListParams {
     get, path = "/v1/runs", tag = "runs", params(ListParams),
     responses(
         (status = 200, description = "a page of runs", body = RunsPage),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn list(
@@ -145,7 +145,7 @@ fn statuses(words: Option<&str>) -> Result<Vec<Status>, Problem> {
     get, path = "/v1/runs/{id}", tag = "runs", params(("id" = schema::RunId, Path, description = "the run")),
     responses(
         (status = 200, description = "the run", body = RunDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn show(
@@ -177,7 +177,7 @@ pub(crate) struct WhyParams {
     params(("id" = schema::RunId, Path, description = "the run"), WhyParams),
     responses(
         (status = 200, description = "the verdict and its evidence", body = WhyDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn why(
@@ -207,7 +207,7 @@ pub(crate) struct ReplayParams {
     params(("id" = schema::RunId, Path, description = "the run"), ReplayParams),
     responses(
         (status = 200, description = "the verdicts, one after the other", body = ReplayDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn replay(

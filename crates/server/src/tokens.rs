@@ -9,21 +9,21 @@ use lastbeat_domain::access::Action;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::token::TokenSpec;
 use lastbeat_store::secret::Secret;
-use lastbeat_wire::{IssuedTokenDocument, Problem as ProblemDocument, TokenDocument, TokenRequest, TokensPage, schema};
+use lastbeat_wire::{IssuedTokenDocument, TokenDocument, TokenRequest, TokensPage, schema};
 use uuid::Uuid;
 
 use crate::act::execute;
 use crate::app::App;
 use crate::body::{self, Named};
 use crate::caller::Caller;
-use crate::problem::Problem;
+use crate::problem::{Problem, Refused};
 
 /// Makes a token. Its secret is in the answer, this once.
 #[utoipa::path(
     post, path = "/v1/tokens", tag = "tokens", request_body = TokenRequest,
     responses(
         (status = 201, description = "the token with its secret", body = IssuedTokenDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn create(
@@ -52,7 +52,7 @@ pub(crate) async fn create(
     get, path = "/v1/tokens", tag = "tokens",
     responses(
         (status = 200, description = "the tokens", body = TokensPage),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<TokensPage>, Problem> {
@@ -67,7 +67,7 @@ pub(crate) async fn list(State(app): State<App>, caller: Caller) -> Result<Json<
     delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = schema::Name, Path, description = "the token")),
     responses(
         (status = 200, description = "the token, revoked", body = TokenDocument),
-        (status = "default", description = "a problem", body = ProblemDocument, content_type = "application/problem+json"),
+        Refused,
     )
 )]
 pub(crate) async fn revoke(

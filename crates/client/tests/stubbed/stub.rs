@@ -1,5 +1,6 @@
 //! A server that does as the test says: it answers, answers late, or loses the answer.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -41,6 +42,7 @@ type Plan = dyn Fn(&Asked) -> Does + Send + Sync;
 pub(crate) struct Stub {
     pub(crate) url: String,
     asked: Arc<Mutex<Vec<Asked>>>,
+    open: Arc<AtomicUsize>,
     end: Option<tokio::sync::oneshot::Sender<()>>,
     thread: Option<std::thread::JoinHandle<()>>,
 }
@@ -48,7 +50,8 @@ pub(crate) struct Stub {
 impl Stub {
     pub(crate) fn start(plan: impl Fn(&Asked) -> Does + Send + Sync + 'static) -> Stub {
         let asked = Arc::new(Mutex::new(Vec::new()));
-        let (record, plan): (_, Arc<Plan>) = (Arc::clone(&asked), Arc::new(plan));
+        let open = Arc::new(AtomicUsize::new(0));
+        let (record, count, plan): (_, _, Arc<Plan>) = (Arc::clone(&asked), Arc::clone(&open), Arc::new(plan));
         let (end, ended) = tokio::sync::oneshot::channel();
         let (tell, told) = mpsc::channel();
         let thread = std::thread::spawn(move || {
@@ -59,18 +62,28 @@ impl Stub {
                 let serve = async {
                     loop {
                         let (stream, _) = listener.accept().await.unwrap();
-                        tokio::spawn(speak(stream, Arc::clone(&record), Arc::clone(&plan)));
+                        count.fetch_add(1, Ordering::SeqCst);
+                        let (record, count, plan) = (Arc::clone(&record), Arc::clone(&count), Arc::clone(&plan));
+                        tokio::spawn(async move {
+                            speak(stream, record, plan).await;
+                            count.fetch_sub(1, Ordering::SeqCst);
+                        });
                     }
                 };
                 tokio::select! { () = serve => {}, _ = ended => {} }
             });
         });
-        Stub { url: format!("http://{}", told.recv().unwrap()), asked, end: Some(end), thread: Some(thread) }
+        Stub { url: format!("http://{}", told.recv().unwrap()), asked, open, end: Some(end), thread: Some(thread) }
     }
 
     /// What came in so far.
     pub(crate) fn asked(&self) -> Vec<Asked> {
         self.asked.lock().unwrap().clone()
+    }
+
+    /// How many connections are open.
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
     }
 }
 
