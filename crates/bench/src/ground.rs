@@ -110,6 +110,12 @@ impl Ground {
         Ok(sqlx::query_scalar(query).fetch_one(&self.admin).await?)
     }
 
+    /// Returns how many transactions of the cluster have written something.
+    pub(crate) async fn transactions(&self) -> Result<f64> {
+        let query = "SELECT pg_snapshot_xmax(pg_current_snapshot())::text::float8";
+        Ok(sqlx::query_scalar(query).fetch_one(&self.admin).await?)
+    }
+
     /// Writes everything out, and makes sure that there are WAL files to write over for so many bytes to come. A commit
     /// that has to make a new file is ten times as slow, and would be whose turn it happens to be.
     pub(crate) async fn settle(&self, wal_to_come: i64) -> Result<()> {

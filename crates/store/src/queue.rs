@@ -71,7 +71,7 @@ pub(crate) async fn close(writer: &mpsc::Sender<Job>) {
 }
 
 /// How many commands one transaction carries at the most.
-const BATCH_COMMANDS_MAX: usize = 1_000;
+pub(crate) const BATCH_COMMANDS_MAX: usize = 1_000;
 /// How many bytes of payload one transaction carries at the most, one command apart.
 const BATCH_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How many commands may wait before callers do.

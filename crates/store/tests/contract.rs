@@ -63,6 +63,7 @@ on_each_backend! {
     every_recorded_situation_gets_its_verdict_from_the_store,
     many_claimants_get_each_run_once,
     a_fenced_heartbeat_is_refused_however_it_comes,
+    an_executor_is_told_when_its_run_lapses_in_whichever_lane_it_is,
     heartbeats_of_many_runs_share_a_commit_and_each_is_kept,
     the_facts_of_a_commit_stand_in_the_order_of_their_stamps,
     a_retry_comes_with_its_reap_and_a_late_completion_voids_it,
@@ -523,6 +524,42 @@ async fn a_fenced_heartbeat_is_refused_however_it_comes(place: Place) {
     assert_eq!(told.lapses_at, judged.verdict.lapses_at());
     assert_eq!((told.version, told.at), (judged.run.version, judged.run.updated_at));
     assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+async fn an_executor_is_told_when_its_run_lapses_in_whichever_lane_it_is(place: Place) {
+    let first = place.store("a").await;
+    let lanes = [("plain", None), ("short", Some(Span::from_seconds(60))), ("long", Some(Span::from_seconds(86_400)))];
+    for (lane, max_runtime) in lanes {
+        let terms = Terms { max_runtime, ..Terms::default() };
+        one(&*first, Command::SetPolicy { lane: name(lane), terms: Box::new(terms), expected_version: None, by: None })
+            .await
+            .unwrap();
+    }
+    // Another process has read no older policies.
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    let runs: Vec<RunId> = (1..=9).map(run_id).collect();
+    for (number, run) in runs.iter().enumerate() {
+        place.clock.advance(Span::from_seconds(5));
+        let spec = Box::new(RunSpec::of_lane(name(lanes[number % 3].0)));
+        one(store, Command::Create { run: *run, spec, claim: Some(claimant("mac-7", "c")) }).await.unwrap();
+        one(store, beat(*run, "c")).await.unwrap();
+    }
+    one(store, Command::RequestCancel { run: runs[3], by: name("me"), reason: None }).await.unwrap();
+    // Twice, since the second time it is known where most of them are.
+    for _ in 0..2 {
+        place.clock.advance(Span::from_seconds(2));
+        let beats = runs.iter().map(|run| beat(*run, "c")).collect();
+        let mut lapses = Vec::new();
+        for (run, outcome) in runs.iter().zip(store.execute(beats).await) {
+            let told = outcome.unwrap().heard.unwrap();
+            let judged = ask::run(store, *run).await.unwrap().unwrap();
+            assert_eq!(told.lapses_at, judged.verdict.lapses_at(), "{}", judged.run.lane);
+            assert_eq!((told.run, told.cancel_requested), (*run, *run == runs[3]));
+            lapses.push(told.lapses_at);
+        }
+        assert_ne!(lapses[1], lapses[4], "in the short lane it matters when a run was claimed");
+    }
 }
 
 async fn heartbeats_of_many_runs_share_a_commit_and_each_is_kept(place: Place) {

@@ -6,13 +6,14 @@
 //! their ids, which is the order in which everybody locks them; two that lock in another order all the same are a
 //! deadlock, which the database ends, and the one that it ends is run again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
+use std::sync::Arc;
 
 use lastbeat_domain::decide::{Command, Report};
 use lastbeat_domain::run::{Claim, LastBeat, Waiting};
 use lastbeat_domain::verdict::BasisFact;
-use lastbeat_domain::{LanePolicy, Listening, Name, Run, RunId, Status, Timestamp, judge};
+use lastbeat_domain::{LanePolicy, Listening, Name, Run, RunId, Span, Status, Timestamp, judge};
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
@@ -24,9 +25,11 @@ use crate::packing::{Beat, TAIL_BEATS_MAX};
 use crate::service::ServiceLog;
 use crate::{Answer, Heard};
 
-/// `$4` is the length of a full tail, `$5` the stamp. What was taken comes back in one row, column by column: a thousand
-/// rows cost more than a thousand updates. A tail that is full by this heartbeat comes back too, to be written out as a
-/// segment.
+/// `$4` is the length of a full tail, `$5` the stamp, `$6` the lane that is expected, `$7` whether the claims' instants
+/// are wanted. What was taken comes back in one row, column by column: a thousand rows cost more than a thousand
+/// updates. Each column of all the runs costs some percent of what their updates do, so what they have in common does not
+/// come back: only the places of those that are of another lane, or to be cancelled, or whose tail is full by this
+/// heartbeat, and so to be written out as a segment.
 const ACCEPT: &str = "\
     WITH taken AS (\
         UPDATE beating AS r SET version = r.version + 1, updated_at = $5, \
@@ -35,13 +38,19 @@ const ACCEPT: &str = "\
         FROM unnest($1::uuid[], $2::integer[], $3::text[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
         WHERE r.id = b.id AND r.attempt = b.attempt AND (b.claim IS NULL OR r.claim = b.claim) \
             AND r.updated_at < $5 \
-        RETURNING b.ordinal, r.number, r.version, r.claimed_at, r.cancel_requested, r.lane, \
+        RETURNING b.ordinal, r.number, r.version, \
+            CASE WHEN $7 THEN r.claimed_at END AS claimed_at, \
+            CASE WHEN r.lane <> $6 THEN r.lane END AS lane, \
+            CASE WHEN r.cancel_requested THEN b.ordinal END AS cancelled, \
             CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END AS full_tail) \
-    SELECT coalesce(array_agg(ordinal), '{}'), coalesce(array_agg(number), '{}'), coalesce(array_agg(version), '{}'), \
-        coalesce(array_agg(claimed_at), '{}'), coalesce(array_agg(cancel_requested), '{}'), \
-        coalesce(array_agg(lane), '{}'), \
-        coalesce(array_agg(ordinal) FILTER (WHERE full_tail IS NOT NULL), '{}'), \
-        coalesce(array_agg(full_tail) FILTER (WHERE full_tail IS NOT NULL), '{}') \
+    SELECT coalesce(array_agg(ordinal), '{}') AS ordinals, coalesce(array_agg(number), '{}') AS numbers, \
+        coalesce(array_agg(version), '{}') AS versions, \
+        coalesce(array_agg(claimed_at) FILTER (WHERE $7), '{}') AS claimed, \
+        coalesce(array_agg(ordinal) FILTER (WHERE lane IS NOT NULL), '{}') AS elsewhere, \
+        coalesce(array_agg(lane) FILTER (WHERE lane IS NOT NULL), '{}') AS lanes, \
+        coalesce(array_agg(cancelled) FILTER (WHERE cancelled IS NOT NULL), '{}') AS cancelled, \
+        coalesce(array_agg(ordinal) FILTER (WHERE full_tail IS NOT NULL), '{}') AS full_ordinals, \
+        coalesce(array_agg(full_tail) FILTER (WHERE full_tail IS NOT NULL), '{}') AS full_tails \
     FROM taken";
 
 /// What every batch asks of the server, prepared once for a session: its beginning, and the appending of heartbeats where
@@ -75,7 +84,8 @@ pub(super) struct Accepted {
     number: i64,
     attempt: u32,
     version: u64,
-    claimed_at: Timestamp,
+    /// When it was claimed, if that matters in some lane.
+    claimed_at: Option<Timestamp>,
     cancel_requested: bool,
     /// The lane's place among those of the batch.
     lane: usize,
@@ -90,23 +100,52 @@ pub(super) struct Taken {
     lanes: Vec<Name>,
 }
 
-/// Takes what plain heartbeats it may of a batch, with the stamp `at`. The runs stay locked until the end of the
-/// transaction.
-pub(super) async fn accept(
-    connection: &mut PgConnection,
-    commands: &[Command],
-    at: Timestamp,
-) -> Result<Taken, StoreError> {
-    let mut plain: Vec<(usize, &Report)> = Vec::with_capacity(commands.len());
+/// What is known before the heartbeats of a batch are taken: so what it says of all of them need not come back with each.
+pub(super) struct Known {
+    /// Where most of the last batch's runs were, if there was one.
+    pub(super) lane: Option<Name>,
+    /// The service events, by which they are answered.
+    pub(super) service: Arc<ServiceLog>,
+}
+
+impl Known {
+    pub(super) fn new(lane: Option<Name>, service: Arc<ServiceLog>) -> Known {
+        Known { lane, service }
+    }
+
+    /// Says whether it may matter to an answer when its run was claimed.
+    fn claims_matter(&self, at: Timestamp) -> bool {
+        self.service.lanes().any(|lane| claims_matter(&self.service.policy(lane, at)))
+    }
+}
+
+/// Says whether it matters when a beating run of a lane was claimed.
+fn claims_matter(policy: &LanePolicy) -> bool {
+    policy.terms.max_runtime.is_some()
+}
+
+/// A plain heartbeat, with its index in the batch.
+pub(super) type Plain<'c> = (usize, &'c Report);
+
+/// Returns the plain heartbeats of a batch, in the order in which their runs are locked.
+pub(super) fn plain(commands: &[Command]) -> Vec<Plain<'_>> {
+    let mut plain: Vec<Plain<'_>> = Vec::with_capacity(commands.len());
     for (index, command) in commands.iter().enumerate() {
         if let Command::Heartbeat { report, progress: None } = command {
             plain.push((index, report));
         }
     }
-    if plain.is_empty() {
-        return Ok(Taken::default());
-    }
     plain.sort_unstable_by_key(|(_, report)| report.run);
+    plain
+}
+
+/// Takes what it may of plain heartbeats, with the stamp `at`. The runs stay locked until the end of the transaction.
+pub(super) async fn accept(
+    connection: &mut PgConnection,
+    plain: &[Plain<'_>],
+    at: Timestamp,
+    known: &Known,
+) -> Result<Taken, StoreError> {
     let ids: Vec<Uuid> = plain.iter().map(|(_, report)| report.run.as_uuid()).collect();
     // An attempt beyond the column's reach is nobody's.
     let attempts: Vec<i32> = plain.iter().map(|(_, report)| i32::try_from(report.attempt).unwrap_or(-1)).collect();
@@ -118,34 +157,39 @@ pub(super) async fn accept(
         .bind(claims)
         .bind(i32::try_from(TAIL_BEATS_MAX * STEP_BYTES).unwrap_or(i32::MAX))
         .bind(at.as_micros())
+        // No lane has an empty name: so while none is expected, each one comes back.
+        .bind(known.lane.as_ref().map_or("", Name::as_str))
+        .bind(known.claims_matter(at))
         .fetch_one(connection)
         .await?;
-    Taken::read(&row, &plain)
+    Taken::read(&row, plain, known)
 }
 
 impl Taken {
-    fn read(row: &PgRow, plain: &[(usize, &Report)]) -> Result<Taken, StoreError> {
+    fn read(row: &PgRow, plain: &[Plain<'_>], known: &Known) -> Result<Taken, StoreError> {
         let corrupt = |what: &str| StoreError::Corrupt(format!("a heartbeat came back with {what}"));
-        let (ordinals, numbers): (Vec<i64>, Vec<i64>) = (row.try_get(0)?, row.try_get(1)?);
-        let (versions, claimed): (Vec<i64>, Vec<i64>) = (row.try_get(2)?, row.try_get(3)?);
-        let (cancelled, lanes): (Vec<bool>, Vec<String>) = (row.try_get(4)?, row.try_get(5)?);
-        let (full, tails): (Vec<i64>, Vec<Vec<u8>>) = (row.try_get(6)?, row.try_get(7)?);
-        let mut tails: HashMap<i64, Vec<u8>> = full.into_iter().zip(tails).collect();
-        let mut taken = Taken { beats: Vec::with_capacity(ordinals.len()), lanes: Vec::new() };
+        let (ordinals, numbers): (Vec<i64>, Vec<i64>) = (row.try_get("ordinals")?, row.try_get("numbers")?);
+        let (versions, claimed): (Vec<i64>, Vec<i64>) = (row.try_get("versions")?, row.try_get("claimed")?);
+        // What is only said of some, by their place in the batch.
+        let mut lanes = said::<String>(row, "elsewhere", "lanes")?;
+        let mut tails = said::<Vec<u8>>(row, "full_ordinals", "full_tails")?;
+        let cancelled: HashSet<i64> = row.try_get::<Vec<i64>, _>("cancelled")?.into_iter().collect();
+        let mut taken =
+            Taken { beats: Vec::with_capacity(ordinals.len()), lanes: known.lane.iter().cloned().collect() };
         for (at, ordinal) in ordinals.into_iter().enumerate() {
             let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
             let (index, report) = *place.ok_or_else(|| corrupt("a place of its own"))?;
             let version = unsigned(versions[at])?;
-            let lane = taken.lane(&lanes[at])?;
             let full = tails.remove(&ordinal).map(|tail| unpack_tail(&tail, version)).transpose();
+            let lane = lanes.remove(&ordinal).map_or(Ok(0), |lane| taken.lane(&lane))?;
             taken.beats.push(Accepted {
                 index,
                 run: report.run,
                 number: numbers[at],
                 attempt: report.attempt,
                 version,
-                claimed_at: Timestamp::from_micros(claimed[at]),
-                cancel_requested: cancelled[at],
+                claimed_at: claimed.get(at).copied().map(Timestamp::from_micros),
+                cancel_requested: cancelled.contains(&ordinal),
                 lane,
                 full: full.map_err(|error| corrupt(&error.to_string()))?,
             });
@@ -160,6 +204,14 @@ impl Taken {
         }
         self.lanes.push(Name::new(lane).map_err(|error| StoreError::Corrupt(format!("a lane: {error}")))?);
         Ok(self.lanes.len() - 1)
+    }
+
+    /// Returns the lane that most of the runs are in: which is to be expected of the next batch.
+    pub(super) fn usual_lane(&self) -> Option<Name> {
+        let mut runs = vec![0_usize; self.lanes.len()];
+        self.beats.iter().for_each(|beat| runs[beat.lane] += 1);
+        let (most, _) = runs.iter().enumerate().max_by_key(|(_, runs)| **runs)?;
+        (!self.beats.is_empty()).then(|| self.lanes[most].clone())
     }
 
     /// Returns the heartbeats as a row of `beats`, at the position that it is to have.
@@ -212,9 +264,9 @@ impl Taken {
     }
 
     /// Answers the heartbeats that were taken, each with its index in the batch. `at` is their stamp.
-    pub(super) fn answers(self, service: &ServiceLog, at: Timestamp) -> Vec<(usize, Answer)> {
-        let mut lanes: Vec<Alike> = self.lanes.into_iter().map(|lane| Alike::new(lane, service, at)).collect();
-        let listening = service.listening(at);
+    pub(super) fn answers(self, known: &Known, at: Timestamp) -> Vec<(usize, Answer)> {
+        let mut lanes: Vec<Alike> = self.lanes.into_iter().map(|lane| Alike::new(lane, &known.service, at)).collect();
+        let listening = known.service.listening(at);
         let mut answers = Vec::with_capacity(self.beats.len());
         for beat in self.beats {
             let lane = &mut lanes[beat.lane];
@@ -239,7 +291,7 @@ struct Alike {
     run: Run,
     policy: LanePolicy,
     /// The claim for which the rule was asked, and what it said.
-    last: Option<(Timestamp, Option<Timestamp>)>,
+    last: Option<(Option<Timestamp>, Option<Timestamp>)>,
 }
 
 impl Alike {
@@ -248,14 +300,13 @@ impl Alike {
         Alike { run: beating(lane, at), policy, last: None }
     }
 
-    fn lapses_at(&mut self, claimed_at: Timestamp, listening: &Listening) -> Option<Timestamp> {
-        let claim_matters = self.policy.terms.max_runtime.is_some();
+    fn lapses_at(&mut self, claimed_at: Option<Timestamp>, listening: &Listening) -> Option<Timestamp> {
         if let Some((claimed, lapses_at)) = self.last
-            && (claimed == claimed_at || !claim_matters)
+            && (claimed == claimed_at || !claims_matter(&self.policy))
         {
             return lapses_at;
         }
-        if let Some(claim) = &mut self.run.claim {
+        if let (Some(claim), Some(claimed_at)) = (&mut self.run.claim, claimed_at) {
             claim.at = claimed_at;
         }
         let lapses_at = judge(&self.run, &self.policy, listening, self.run.updated_at).lapses_at();
@@ -265,8 +316,9 @@ impl Alike {
 }
 
 /// A run that is beating, with no more in it than the rule reads; so that the rule, and nobody else, says when one
-/// lapses.
+/// lapses. It was claimed before it was heard of: when, is said where it matters.
 fn beating(lane: Name, at: Timestamp) -> Run {
+    let claimed_at = at.minus(Span::from_micros(1));
     Run {
         id: RunId::from_uuid(Uuid::nil()),
         goal: None,
@@ -275,7 +327,7 @@ fn beating(lane: Name, at: Timestamp) -> Run {
         labels: std::collections::BTreeMap::new(),
         status: Status::Running,
         attempt: 1,
-        claim: Some(Claim { id: None, executor: lane.clone(), device: None, at, version: 2 }),
+        claim: Some(Claim { id: None, executor: lane.clone(), device: None, at: claimed_at, version: 2 }),
         created_at: at,
         not_before: None,
         waiting: Waiting { fact: BasisFact::Created, version: 1, due_at: at },
@@ -291,6 +343,15 @@ fn beating(lane: Name, at: Timestamp) -> Run {
         quarantined: None,
         lane,
     }
+}
+
+/// Reads what is said only of some places of the batch.
+fn said<T>(row: &PgRow, places: &str, what: &str) -> Result<HashMap<i64, T>, StoreError>
+where
+    for<'r> Vec<T>: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    let places: Vec<i64> = row.try_get(places)?;
+    Ok(places.into_iter().zip(row.try_get::<Vec<T>, _>(what)?).collect())
 }
 
 /// Appends numbers as the literal of an array, and a comma.

@@ -11,14 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use lastbeat_domain::Timestamp;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::listening::ClockSample;
+use lastbeat_domain::{Name, Timestamp};
 use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 use tokio::sync::mpsc;
 
-use super::beats::{self, Taken};
+use super::beats::{self, Known, Taken};
 use super::clock::PgClock;
 use super::outcome::{self, Mark};
 use super::read::refresh_service_log;
@@ -27,7 +27,7 @@ use crate::batch::{Batch, Clocks, Ground, Head};
 use crate::error::{CommandError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::observe::{Noted, Observed};
-use crate::queue::{Errand, Job, Queue, Waiting, answer_all};
+use crate::queue::{BATCH_COMMANDS_MAX, Errand, Job, Queue, Waiting, answer_all};
 use crate::service::ServiceLog;
 use crate::{ImportError, Outcome};
 
@@ -92,12 +92,28 @@ pub(super) struct Writer {
     waiting: Queue,
     /// Whether the database is known to be away; while it is, nobody is made to wait again.
     away: bool,
-    service_read: Option<Instant>,
+    recent: Recent,
+}
+
+/// What a writer knows from its latest batches.
+#[derive(Default)]
+struct Recent {
+    /// When it read the service events.
+    read: Option<Instant>,
+    /// Where most of the runs were whose heartbeats it took.
+    lane: Option<Name>,
+}
+
+impl Recent {
+    fn keep(&mut self, shared: &Shared, service: &Arc<ServiceLog>) {
+        shared.keep(service);
+        self.read = Some(Instant::now());
+    }
 }
 
 impl Writer {
     pub(super) fn new(options: PgConnectOptions, shared: Arc<Shared>) -> Writer {
-        Writer { options, shared, connection: None, waiting: Queue::default(), away: false, service_read: None }
+        Writer { options, shared, connection: None, waiting: Queue::default(), away: false, recent: Recent::default() }
     }
 
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -108,9 +124,7 @@ impl Writer {
                 let many = batch.len() > 1;
                 self.carry_out(batch).await;
                 if many {
-                    // Who was answered just now may have more to say: then it shares the next commit, which would
-                    // otherwise begin with the first of them alone.
-                    tokio::task::yield_now().await;
+                    gather(&jobs).await;
                 }
                 if errand.is_none() {
                     break;
@@ -212,9 +226,9 @@ impl Writer {
     /// Makes one transaction of a batch. When it fails with `pending` set, it is not known whether it was committed.
     async fn attempt(&mut self, commands: &[Command], pending: &mut Option<Pending>) -> Result<(), StoreError> {
         let mut connection = self.connected().await?;
-        let (shared, read) = (Arc::clone(&self.shared), &mut self.service_read);
+        let (shared, recent) = (Arc::clone(&self.shared), &mut self.recent);
         let transaction = async {
-            let done = transact(&mut connection, &shared, commands, read).await?;
+            let done = transact(&mut connection, &shared, commands, recent).await?;
             let commit = pending.insert(done).commit.clone();
             sqlx::raw_sql(AssertSqlSafe(commit)).execute(&mut connection).await?;
             Ok(())
@@ -297,6 +311,18 @@ impl Writer {
     }
 }
 
+/// Lets those who were answered just now say what more they have to say, so that it shares the next commit, which would
+/// otherwise begin with the first of them alone. It is no wait: it lasts as long as each turn of the runtime brings more.
+async fn gather(jobs: &mpsc::Receiver<Job>) {
+    loop {
+        let waiting = jobs.len();
+        tokio::task::yield_now().await;
+        if jobs.len() == waiting || waiting >= BATCH_COMMANDS_MAX {
+            return;
+        }
+    }
+}
+
 /// The end of the log, and what the clocks said, under the log lock.
 pub(super) struct End {
     pub(super) head: Head,
@@ -323,20 +349,25 @@ async fn transact(
     connection: &mut PgConnection,
     shared: &Shared,
     commands: &[Command],
-    service_read: &mut Option<Instant>,
+    recent: &mut Recent,
 ) -> Result<Pending, StoreError> {
     let simulated = shared.clock.simulated();
     let (at, transaction) = begin(connection, simulated).await?;
-    let taken = beats::accept(connection, commands, at).await?;
+    let plain = beats::plain(commands);
+    if !plain.is_empty() && recent.read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX) {
+        recent.keep(shared, &refresh_service_log(connection, &shared.service()).await?);
+    }
+    let known = Known::new(recent.lane.clone(), shared.service());
+    let mut taken = Taken::default();
+    if !plain.is_empty() {
+        taken = beats::accept(connection, &plain, at, &known).await?;
+        recent.lane = taken.usual_lane().or_else(|| known.lane.clone());
+    }
     let mask = taken.mask(commands.len());
     if !taken.beats.is_empty() && mask.iter().all(|taken| *taken) {
-        if service_read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX) {
-            shared.keep(&refresh_service_log(connection, &shared.service()).await?);
-            *service_read = Some(Instant::now());
-        }
         let row = taken.row(0, at);
         let (commit, mark) = (taken.commit(&row), Mark::of_row(&row));
-        let outcomes = in_order(commands.len(), taken.answers(&shared.service(), at), &mask, Vec::new());
+        let outcomes = in_order(commands.len(), taken.answers(&known, at), &mask, Vec::new());
         return Ok(Pending { transaction, mark, outcomes, beacon: None, commit, noted: Vec::new() });
     }
     let rest: Vec<Command> =
@@ -345,12 +376,10 @@ async fn transact(
     let End { mut head, clocks } = lock_log(connection, &shared.clock).await?;
     let heard = write_taken(connection, &taken, at, &mut head).await?;
     let service = refresh_service_log(connection, &shared.service()).await?;
-    shared.keep(&service);
-    *service_read = Some(Instant::now());
-    let (decided, mark, beacon, noted) =
-        decide(connection, shared, &rest, (ground, Arc::clone(&service), head, clocks)).await?;
+    recent.keep(shared, &service);
+    let (decided, mark, beacon, noted) = decide(connection, shared, &rest, (ground, service, head, clocks)).await?;
     let mark = mark.or(heard);
-    let outcomes = in_order(commands.len(), taken.answers(&service, at), &mask, decided);
+    let outcomes = in_order(commands.len(), taken.answers(&known, at), &mask, decided);
     Ok(Pending { transaction, mark, outcomes, beacon, commit: "COMMIT".to_owned(), noted })
 }
 
