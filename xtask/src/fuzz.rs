@@ -37,6 +37,8 @@ const SAYS_TOO_LITTLE: [&str; 8] = [
 ];
 /// How long it goes on if nothing is said.
 const MINUTES: u64 = 5;
+/// How long it may go on beyond that, to end what it began; and once more, to say what it found.
+const OVERTIME_MAX: Duration = Duration::from_secs(90);
 /// How many runs are there from the start, half of them claimed.
 const RUNS: usize = 200;
 /// How long the server may take to listen.
@@ -67,7 +69,37 @@ pub(crate) fn fuzz(extra: &[String]) -> Result<(), Failure> {
         .args(extra)
         .current_dir(&folder);
     eprintln!("xtask: fuzzing http://{} for {minutes} min with --seed {seed}", server.address);
-    run("fuzz-api", &mut fuzz)
+    let longest = Duration::from_secs(60 * minutes) + OVERTIME_MAX;
+    let process = fuzz.spawn().map_err(|error| Failure { message: format!("fuzz-api: {error}"), code: 1 })?;
+    ends_within(process, longest)
+}
+
+/// Waits for schemathesis. It looks at its time between two requests alone, so making one up may keep it beyond: then it
+/// is told to stop, and says what it found until then, which is no success.
+fn ends_within(mut process: Child, longest: Duration) -> Result<(), Failure> {
+    let started = Instant::now();
+    let mut told = false;
+    loop {
+        let took = started.elapsed();
+        match process.try_wait().map_err(failed)? {
+            Some(status) if status.success() && !told => {
+                eprintln!("xtask: fuzz-api done in {:.1} s", took.as_secs_f64());
+                return Ok(());
+            }
+            Some(status) => {
+                let why = if told { "it did not end by itself" } else { "it found something" };
+                let message = format!("fuzz-api failed after {:.1} s ({status}): {why}", took.as_secs_f64());
+                return Err(Failure { message, code: 1 });
+            }
+            None if took > longest + OVERTIME_MAX => process.kill().map_err(failed)?,
+            None if took > longest && !told => {
+                told = true;
+                run("interrupt", Command::new("kill").args(["-INT", &process.id().to_string()]))?;
+            }
+            None => {}
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// Takes an option with a number out of the arguments.
