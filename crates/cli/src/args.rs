@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lastbeat_domain::policy::{LateCompletion, Mode};
 use lastbeat_domain::{ClaimId, Liveness, Name, Role, RunId, Span, Status, Timestamp};
 
+use lastbeat_wire::backtest::{EXAMPLES, EXAMPLES_MAX};
+
 use crate::serve::Serve;
 
 /// The flight recorder and the judge of runs: who is alive, and why a run was reaped, or why not yet.
@@ -83,8 +85,12 @@ pub(crate) enum Command {
     Export,
     /// Fill an empty database with a seeded workload, for sizing and trials.
     Generate(Generate),
-    /// Show what the rule said of a run at each instant, from its log alone.
+    /// Show what the rule said of a run at each instant, from its log alone; or make every run anew from the log and
+    /// compare.
     Replay(Replay),
+    /// Judge a lane's recorded past under other policies: who would have been reaped earlier, later, no longer or newly,
+    /// how many of them wrongly, and how long the windows would have had to be.
+    Backtest(Box<Backtest>),
     /// Check that the projection is what the log says, and look for damage.
     Verify,
     /// Make the projection anew from the log, beside the old one, and swap them.
@@ -361,10 +367,62 @@ pub(crate) struct Generate {
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
     /// The run.
-    pub(crate) run: RunId,
+    #[arg(required_unless_present = "all")]
+    pub(crate) run: Option<RunId>,
     /// The instant up to which it is replayed, past or future; now if not given.
-    #[arg(long, value_name = "INSTANT")]
+    #[arg(long, value_name = "INSTANT", conflicts_with = "all")]
     pub(crate) at: Option<Timestamp>,
+    /// Make every run anew from the log alone, and name those whose projection is another; exit 1 if there are any.
+    #[arg(long, conflicts_with = "run")]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Judge a lane's recorded past under other policies: who would have been reaped earlier, later, no longer \
+        or newly, how many of them wrongly, and how long the windows would have had to be.\n\n\
+        Each window may be a list. Every combination of what is listed is one policy, 64 at the most; what is not listed \
+        stays as it was at each time. With nothing listed, heartbeat windows around the one in force are tried.\n\n\
+        A reap is wrong if the record has a sign of life of that attempt after it. Of an attempt that was reaped, all \
+        that can be heard is its late signals. Holds, reap rates and shadow mode are left out: it is about windows.",
+    after_long_help = "\
+How to read the table:\n\
+\n  as it was    the policies that were in force; what differs from the record is due to holds, shadow mode or pauses\
+\n  same         reaped at the same instant as in the record, by the rule\
+\n  newly        reaped though the record has no reap\
+\n  no longer    reaped in the record; something was heard before the window would have been over\
+\n  not yet      reaped in the record; the window would not have been over by the end of it\
+\n  wrong        of all reaps: something was heard afterwards\
+\n  newly wrong  of these: not wrong in the record as well\
+\n  undecided    of all reaps: still under way when the record ends\
+\n  sooner by    on average, of the right ones that come earlier\n\
+\nwith -o json some of the wrong reaps are named; ask `lastbeat why RUN --at INSTANT` about them."
+)]
+pub(crate) struct Backtest {
+    /// The lane.
+    #[arg(long)]
+    pub(crate) lane: Name,
+    /// Heartbeat windows to try.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) heartbeat_window: Vec<Span>,
+    /// Coarse windows to try.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) coarse_ttl: Vec<Span>,
+    /// Claim windows to try; one may be `off`.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) claim_window: Vec<OrOff<Span>>,
+    /// Start windows to try; one may be `off`.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) start_window: Vec<OrOff<Span>>,
+    /// Longest runtimes to try; one may be `off`.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) max_runtime: Vec<OrOff<Span>>,
+    /// Only runs that were created then or later.
+    #[arg(long, value_name = "INSTANT")]
+    pub(crate) since: Option<Timestamp>,
+    /// How many wrong reaps -o json names for each policy.
+    #[arg(long, value_name = "N", default_value_t = EXAMPLES, value_parser = clap::value_parser!(u32).range(0..=EXAMPLES_MAX as i64))]
+    pub(crate) examples: u32,
 }
 
 #[derive(Debug, Subcommand)]

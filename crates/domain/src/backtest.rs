@@ -135,7 +135,7 @@ impl Backtest {
     }
 
     /// Returns what came of it.
-    pub fn finish(mut self) -> Report {
+    pub fn finish(mut self) -> BacktestReport {
         self.end_run();
         self.tally.report(&self.past)
     }
@@ -477,7 +477,7 @@ fn is_sign_of_life(event: &RunEvent) -> bool {
 
 /// What came of a backtest.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Report {
+pub struct BacktestReport {
     /// The log time up to which the past was known.
     pub end: Timestamp,
     /// How many runs were judged.
@@ -676,7 +676,7 @@ impl Tally {
         }
     }
 
-    fn report(self, past: &Past) -> Report {
+    fn report(self, past: &Past) -> BacktestReport {
         let in_force = past.policies.first().and_then(|policies| policies.last());
         let windows = Window::ALL.into_iter().enumerate().map(|(index, window)| WindowReport {
             window,
@@ -686,7 +686,7 @@ impl Tally {
             no_newly_wrong: self.longest_of_others[index]
                 .map(|silence| self.shortest(window, silence, |wrong| wrong.1)),
         });
-        Report {
+        BacktestReport {
             end: past.end,
             runs: self.runs,
             facts: self.facts,
@@ -847,7 +847,7 @@ mod tests {
         listed(Window::HeartbeatWindow, lengths)
     }
 
-    fn tested(alternatives: Vec<Alternative>, streams: &[Vec<Recorded>]) -> Report {
+    fn tested(alternatives: Vec<Alternative>, streams: &[Vec<Recorded>]) -> BacktestReport {
         let mut backtest = Backtest::new([], alternatives, Listening::default(), at(END), 10);
         streams.iter().flatten().for_each(|fact| backtest.take(fact).unwrap());
         backtest.finish()
@@ -871,7 +871,7 @@ mod tests {
         (only(&fates, "untouched"), only(&kinds, "-"))
     }
 
-    fn fates(report: &Report) -> Vec<(&'static str, &'static str)> {
+    fn fates(report: &BacktestReport) -> Vec<(&'static str, &'static str)> {
         report.outcomes.iter().map(fate).collect()
     }
 

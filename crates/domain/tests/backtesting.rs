@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use lastbeat_domain::alternative::{Alternative, Window};
-use lastbeat_domain::backtest::{Backtest, Outcome, Report};
+use lastbeat_domain::backtest::{Backtest, BacktestReport, Outcome};
 use lastbeat_domain::event::{BasisEvidence, DeafCause, Evidence, RunEvent, Signal};
 use lastbeat_domain::listening::{Beacon, BeaconRole, DeafSpan};
 use lastbeat_domain::verdict::Charge;
@@ -224,7 +224,7 @@ fn alternatives() -> impl Strategy<Value = Vec<Alternative>> {
     })
 }
 
-fn backtest(world: &World, streams: &[Vec<Recorded>], alternatives: Vec<Alternative>) -> Report {
+fn backtest(world: &World, streams: &[Vec<Recorded>], alternatives: Vec<Alternative>) -> BacktestReport {
     let mut backtest = Backtest::new(world.policies.clone(), alternatives, world.listening(), at(END), 1_000);
     streams.iter().flatten().for_each(|fact| backtest.take(fact).expect("the fold accepted it before"));
     backtest.finish()
