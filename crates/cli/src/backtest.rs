@@ -108,9 +108,15 @@ fn recommend(recommendation: &RecommendationDocument) -> Result<(), Failure> {
 fn long_enough(shortest: &ShortestDocument) -> String {
     let ShortestDocument { seconds, run, attempt, to, .. } = shortest;
     let tried = match (shortest.tried_seconds, shortest.margin_seconds) {
-        (Some(tried), Some(margin)) => format!("the shortest tried is {tried}, with {margin} to spare"),
-        _ => "none of those tried".to_owned(),
+        (Some(tried), Some(margin)) => format!("; the shortest tried is {tried}, with {margin} to spare"),
+        _ => String::new(),
     };
     let of = if *attempt == 0 { "while it waited".to_owned() } else { format!("in attempt {attempt}") };
-    format!("{seconds} or more: {tried}\n    (so long was {run} silent {of}, until {})", to.to_the_second())
+    let (needed, to) = (whole_seconds(*seconds), to.to_the_second());
+    format!("{needed} or more{tried}\n    (nearly so long was {run} silent {of}, until {to})")
+}
+
+/// Rounds up: whoever takes the number for a window takes one that is long enough.
+fn whole_seconds(span: Span) -> Span {
+    Span::from_seconds(span.as_micros().div_ceil(1_000_000))
 }

@@ -20,23 +20,23 @@ pub const EXAMPLES_MAX: u32 = 1_000;
 pub struct BacktestRequest {
     /// Heartbeat windows to try.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<f64>, max_items = 64, example = json!([60, 90, 120, 180, 300])))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<f64>, example = json!([60, 90, 120, 180, 300])))]
     pub heartbeat_window_seconds: Vec<Span>,
     /// Coarse windows to try.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<f64>, max_items = 64))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<f64>))]
     pub coarse_ttl_seconds: Vec<Span>,
     /// Claim windows to try; null: off.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Option<f64>>, max_items = 64))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Option<f64>>))]
     pub claim_window_seconds: Vec<Option<Span>>,
     /// Start windows to try; null: off.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Option<f64>>, max_items = 64))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Option<f64>>))]
     pub start_window_seconds: Vec<Option<Span>>,
     /// Longest runtimes to try; null: off.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Option<f64>>, max_items = 64))]
+    #[cfg_attr(feature = "openapi", schema(value_type = Vec<Option<f64>>))]
     pub max_runtime_seconds: Vec<Option<Span>>,
     /// Only runs that were created then or later.
     #[serde(skip_serializing_if = "Option::is_none")]
