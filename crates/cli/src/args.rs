@@ -84,12 +84,28 @@ pub(crate) enum Command {
     /// Write every fact to standard output, one event a line.
     Export,
     /// Fill an empty database with a seeded workload, for sizing and trials.
+    // Here, since what stands on the arguments gives way to the comment above.
+    #[command(long_about = "Fill an empty database with a seeded workload, for sizing and trials.\n\n\
+        The histories are those that a fleet of executors would have left: most are healthy and beat about every \
+        interval, some are slow, die, sleep through their window and wake again, never beat because they are old, or \
+        are fenced by another one that took their run. Every fact is decided as it is in service, by the lane's own \
+        policy, so all that can be asked of a real database can be asked of this one. The same arguments give the \
+        same facts, on every machine.")]
     Generate(Generate),
     /// Show what the rule said of a run at each instant, from its log alone; or make every run anew from the log and
     /// compare.
     Replay(Replay),
     /// Judge a lane's recorded past under other policies: who would have been reaped earlier, later, no longer or newly,
     /// how many of them wrongly, and how long the windows would have had to be.
+    // Here, since what stands on the arguments gives way to the comment above.
+    #[command(
+        long_about = "Judge a lane's recorded past under other policies: who would have been reaped earlier, later, no longer \
+        or newly, how many of them wrongly, and how long the windows would have had to be.\n\n\
+        Each window may be a list. Every combination of what is listed is one policy, 64 at the most; what is not listed \
+        stays as it was at each time. With nothing listed, heartbeat windows around the one in force are tried.\n\n\
+        A reap is wrong if the record has a sign of life of that attempt after it. Of an attempt that was reaped, all \
+        that can be heard is its late signals. Holds, reap rates and shadow mode are left out: it is about windows."
+    )]
     Backtest(Box<Backtest>),
     /// Check that the projection is what the log says, and look for damage.
     Verify,
@@ -319,14 +335,7 @@ pub(crate) struct History {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Fill an empty database with a seeded workload, for sizing and trials.\n\n\
-        The histories are those that a fleet of executors would have left: most are healthy and beat about every \
-        interval, some are slow, die, sleep through their window and wake again, never beat because they are old, or \
-        are fenced by another one that took their run. Every fact is decided as it is in service, by the lane's own \
-        policy, so all that can be asked of a real database can be asked of this one. The same arguments give the \
-        same facts, on every machine.",
-    after_long_help = "\
+#[command(after_long_help = "\
 What takes part, of every hundred runs:\n\
 \n  healthy   70  beats about every heartbeat interval; 60 complete, 3 fail, 7 are still at work at the end\
 \n  slow       8  beats late, up to nearly the heartbeat window apart, and is never reaped\
@@ -343,9 +352,8 @@ you care about:\n\
 \n  time lastbeat --database sqlite://trial.db verify\
 \n  time lastbeat --database sqlite://trial.db export > trial.jsonl\
 \n  lastbeat --database sqlite://trial.db sweep --once\n\
-\nTo try a policy before it is in force, generate under one, set another one, and ask `sweep --dry-run`, or `why` at \
-any instant. With --until in the past the whole workload lies there, and whoever was still at work has lapsed by now."
-)]
+\nTo try a policy before it is in force, ask `backtest`; or set another one, and ask `sweep --dry-run`, or `why` at \
+any instant. With --until in the past the whole workload lies there, and whoever was still at work has lapsed by now.")]
 pub(crate) struct Generate {
     /// How many runs.
     #[arg(long, value_name = "N")]
@@ -378,14 +386,7 @@ pub(crate) struct Replay {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Judge a lane's recorded past under other policies: who would have been reaped earlier, later, no longer \
-        or newly, how many of them wrongly, and how long the windows would have had to be.\n\n\
-        Each window may be a list. Every combination of what is listed is one policy, 64 at the most; what is not listed \
-        stays as it was at each time. With nothing listed, heartbeat windows around the one in force are tried.\n\n\
-        A reap is wrong if the record has a sign of life of that attempt after it. Of an attempt that was reaped, all \
-        that can be heard is its late signals. Holds, reap rates and shadow mode are left out: it is about windows.",
-    after_long_help = "\
+#[command(after_long_help = "\
 How to read the table:\n\
 \n  as it was    the policies that were in force; what differs from the record is due to holds, shadow mode or pauses\
 \n  same         reaped at the same instant as in the record, by the rule\
@@ -396,8 +397,7 @@ How to read the table:\n\
 \n  newly wrong  of these: not wrong in the record as well\
 \n  undecided    of all reaps: still under way when the record ends\
 \n  sooner by    on average, of the right ones that come earlier\n\
-\nwith -o json some of the wrong reaps are named; ask `lastbeat why RUN --at INSTANT` about them."
-)]
+\nWith -o json some of the wrong reaps are named; ask `lastbeat why RUN --at INSTANT` about them.")]
 pub(crate) struct Backtest {
     /// The lane.
     #[arg(long)]
