@@ -131,7 +131,7 @@ fn each_step_and_each_question_has_the_same_answer_as_on_the_store() {
     assert_eq!(ask(&[&["run", "start", run], &report[..]].concat())["status"], "running");
     let beat = ask(&[&["run", "beat", run, "--progress", "{\"done\":1}"], &report[..]].concat());
     assert_eq!((&beat["directive"], &beat["next_beat_within_seconds"]), (&json!("continue"), &json!(30)));
-    let questions: [&[&str]; 10] = [
+    let questions: [&[&str]; 11] = [
         &["run", "show", run],
         &["run", "list"],
         &["run", "list", "--goal", "g", "--verdict", "live", "--status", "running"],
@@ -142,6 +142,7 @@ fn each_step_and_each_question_has_the_same_answer_as_on_the_store() {
         &["lane", "show", "never named"],
         &["lane", "list"],
         &["hold", "list"],
+        &["backtest", "--lane", "watcher", "--heartbeat-window", "1m,3m", "--claim-window", "off,1h"],
     ];
     for question in questions {
         assert_eq!(timeless(ask(question)), timeless(place.json(question)), "{question:?}");
@@ -192,6 +193,8 @@ fn refusals_are_the_same_as_on_the_store() {
     let verify = through(&place, &server.url, &["verify", "-o", "json"]).output().unwrap();
     let said = String::from_utf8(verify.stderr).unwrap();
     assert!(said.contains("needs_database") && said.contains("--database"), "{said}");
+    let replay = through(&place, &server.url, &["replay", "--all", "-o", "json"]).output().unwrap();
+    assert!(String::from_utf8(replay.stderr).unwrap().contains("`lastbeat replay --all` works on the database"));
     let both = place.run(&["run", "list", "--server", &server.url, "--database", "sqlite://x.db"]);
     assert_eq!(both.status.code(), Some(2));
     let here = through(&place, "http://127.0.0.1:9", &["run", "list", "--database", "sqlite://lastbeat.db"]);

@@ -6,6 +6,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use lastbeat_domain::policy::{LateCompletion, Mode};
 use lastbeat_domain::{ClaimId, Liveness, Name, Role, RunId, Span, Status, Timestamp};
 
+use lastbeat_wire::backtest::{EXAMPLES, EXAMPLES_MAX};
+
 use crate::serve::Serve;
 
 /// The flight recorder and the judge of runs: who is alive, and why a run was reaped, or why not yet.
@@ -82,9 +84,29 @@ pub(crate) enum Command {
     /// Write every fact to standard output, one event a line.
     Export,
     /// Fill an empty database with a seeded workload, for sizing and trials.
+    // Here, since what stands on the arguments gives way to the comment above.
+    #[command(long_about = "Fill an empty database with a seeded workload, for sizing and trials.\n\n\
+        The histories are those that a fleet of executors would have left: most are healthy and beat about every \
+        interval, some are slow, die, sleep through their window and wake again, never beat because they are old, or \
+        are fenced by another one that took their run. Every fact is decided as it is in service, by the lane's own \
+        policy, so all that can be asked of a real database can be asked of this one. The same arguments give the \
+        same facts, on every machine.")]
     Generate(Generate),
-    /// Show what the rule said of a run at each instant, from its log alone.
+    /// Show what the rule said of a run at each instant, from its log alone; or make every run anew from the log and
+    /// compare.
     Replay(Replay),
+    /// Judge a lane's recorded past under other policies: who would have been reaped earlier, later, no longer or newly,
+    /// how many of them wrongly, and how long the windows would have had to be.
+    // Here, since what stands on the arguments gives way to the comment above.
+    #[command(
+        long_about = "Judge a lane's recorded past under other policies: who would have been reaped earlier, later, no longer \
+        or newly, how many of them wrongly, and how long the windows would have had to be.\n\n\
+        Each window may be a list. Every combination of what is listed is one policy, 64 at the most; what is not listed \
+        stays as it was at each time. With nothing listed, heartbeat windows around the one in force are tried.\n\n\
+        A reap is wrong if the record has a sign of life of that attempt after it. Of an attempt that was reaped, all \
+        that can be heard is its late signals. Holds, reap rates and shadow mode are left out: it is about windows."
+    )]
+    Backtest(Box<Backtest>),
     /// Check that the projection is what the log says, and look for damage.
     Verify,
     /// Make the projection anew from the log, beside the old one, and swap them.
@@ -313,14 +335,7 @@ pub(crate) struct History {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    long_about = "Fill an empty database with a seeded workload, for sizing and trials.\n\n\
-        The histories are those that a fleet of executors would have left: most are healthy and beat about every \
-        interval, some are slow, die, sleep through their window and wake again, never beat because they are old, or \
-        are fenced by another one that took their run. Every fact is decided as it is in service, by the lane's own \
-        policy, so all that can be asked of a real database can be asked of this one. The same arguments give the \
-        same facts, on every machine.",
-    after_long_help = "\
+#[command(after_long_help = "\
 What takes part, of every hundred runs:\n\
 \n  healthy   70  beats about every heartbeat interval; 60 complete, 3 fail, 7 are still at work at the end\
 \n  slow       8  beats late, up to nearly the heartbeat window apart, and is never reaped\
@@ -337,9 +352,8 @@ you care about:\n\
 \n  time lastbeat --database sqlite://trial.db verify\
 \n  time lastbeat --database sqlite://trial.db export > trial.jsonl\
 \n  lastbeat --database sqlite://trial.db sweep --once\n\
-\nTo try a policy before it is in force, generate under one, set another one, and ask `sweep --dry-run`, or `why` at \
-any instant. With --until in the past the whole workload lies there, and whoever was still at work has lapsed by now."
-)]
+\nTo try a policy before it is in force, ask `backtest`; or set another one, and ask `sweep --dry-run`, or `why` at \
+any instant. With --until in the past the whole workload lies there, and whoever was still at work has lapsed by now.")]
 pub(crate) struct Generate {
     /// How many runs.
     #[arg(long, value_name = "N")]
@@ -361,10 +375,54 @@ pub(crate) struct Generate {
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
     /// The run.
-    pub(crate) run: RunId,
+    #[arg(required_unless_present = "all")]
+    pub(crate) run: Option<RunId>,
     /// The instant up to which it is replayed, past or future; now if not given.
-    #[arg(long, value_name = "INSTANT")]
+    #[arg(long, value_name = "INSTANT", conflicts_with = "all")]
     pub(crate) at: Option<Timestamp>,
+    /// Make every run anew from the log alone, and name those whose projection is another; exit 1 if there are any.
+    #[arg(long, conflicts_with = "run")]
+    pub(crate) all: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_long_help = "\
+How to read the table:\n\
+\n  as it was    the policies that were in force; what differs from the record is due to holds, shadow mode or pauses\
+\n  same         reaped at the same instant as in the record, by the rule\
+\n  newly        reaped though the record has no reap\
+\n  no longer    reaped in the record; something was heard before the window would have been over\
+\n  not yet      reaped in the record; the window would not have been over by the end of it\
+\n  wrong        of all reaps: something was heard afterwards\
+\n  newly wrong  of these: not wrong in the record as well\
+\n  undecided    of all reaps: still under way when the record ends\
+\n  sooner by    on average, of the right ones that come earlier\n\
+\nWith -o json some of the wrong reaps are named; ask `lastbeat why RUN --at INSTANT` about them.")]
+pub(crate) struct Backtest {
+    /// The lane.
+    #[arg(long)]
+    pub(crate) lane: Name,
+    /// Heartbeat windows to try.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) heartbeat_window: Vec<Span>,
+    /// Coarse windows to try.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) coarse_ttl: Vec<Span>,
+    /// Claim windows to try; one may be `off`.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) claim_window: Vec<OrOff<Span>>,
+    /// Start windows to try; one may be `off`.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) start_window: Vec<OrOff<Span>>,
+    /// Longest runtimes to try; one may be `off`.
+    #[arg(long, value_delimiter = ',', value_name = "D,D,…")]
+    pub(crate) max_runtime: Vec<OrOff<Span>>,
+    /// Only runs that were created then or later.
+    #[arg(long, value_name = "INSTANT")]
+    pub(crate) since: Option<Timestamp>,
+    /// How many wrong reaps -o json names for each policy.
+    #[arg(long, value_name = "N", default_value_t = EXAMPLES, value_parser = clap::value_parser!(u32).range(0..=EXAMPLES_MAX as i64))]
+    pub(crate) examples: u32,
 }
 
 #[derive(Debug, Subcommand)]

@@ -41,6 +41,7 @@ impl From<StoreError> for Failure {
             StoreError::SchemaTooNew { .. } => "schema_too_new",
             StoreError::Corrupt(_) | StoreError::CorruptStream { .. } => "corrupt",
             StoreError::Exists { .. } => "exists",
+            StoreError::Stopped => "timeout",
             StoreError::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe => "broken_pipe",
             _ => "internal",
         };

@@ -1,14 +1,16 @@
 //! Keeping house: sweep, import, export, verify, migrate.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, Write};
 use std::path::Path;
+use std::time::Instant;
 
-use lastbeat_domain::Name;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::event::{DeafCause, ReleaseCause};
+use lastbeat_domain::{Name, RunId};
 use lastbeat_store::generate::{self, Workload};
-use lastbeat_store::{Health, Store, check_import, postgres};
+use lastbeat_store::{Health, Store, VerifyReport, check_import, postgres};
 use lastbeat_sweeper::{Held, SweepReport, Sweeper, dry_run, sweep_until};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -182,6 +184,37 @@ pub(crate) async fn verify(store: &dyn Store, form: Output) -> Result<(), Failur
     let many =
         if report.damage.len() == 1 { "1 thing is".to_owned() } else { format!("{} things are", report.damage.len()) };
     Err(Failure::new("damaged", format!("{many} wrong; {what}")))
+}
+
+/// Makes every run anew from the log and compares it with the projection.
+pub(crate) async fn replay_all(store: &dyn Store, form: Output) -> Result<(), Failure> {
+    let (progress, started) = (Progress::of("replaying", "runs"), Instant::now());
+    let report = store.replay_all(&|done, all| progress.at(done, all)).await?;
+    let took = started.elapsed().as_secs_f64();
+    drop(progress);
+    let VerifyReport { runs, events, quarantined, damage } = &report;
+    // A rate is shown to no more digits than it is worth.
+    let rate = (*events as f64 / took.max(0.001)).round();
+    if form == Output::Table {
+        damage.iter().try_for_each(|damage| output::line(&damage.to_string()))?;
+        let verdict = if damage.is_empty() { "each as its projection says" } else { "not as the projection says" };
+        output::line(&format!(
+            "replayed {runs} runs with {events} events in {took:.1} s ({rate} a second): {verdict}"
+        ))?;
+    } else {
+        let millis = (took * 1_000.0).round() / 1_000.0;
+        output::json_line(&json!({
+            "runs": runs, "events": events, "quarantined": quarantined, "damage": damage, "seconds": millis,
+            "events_per_second": rate,
+        }))?;
+    }
+    let differing: BTreeSet<RunId> = damage.iter().filter_map(|damage| damage.run).collect();
+    if damage.is_empty() {
+        return Ok(());
+    }
+    let many =
+        if differing.len() == 1 { "1 run differs".to_owned() } else { format!("{} runs differ", differing.len()) };
+    Err(Failure::new("damaged", format!("{many} from the log; `lastbeat verify` says what is wrong and what to do")))
 }
 
 pub(crate) async fn rebuild(store: &dyn Store, form: Output) -> Result<(), Failure> {

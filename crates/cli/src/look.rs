@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lastbeat_domain::{RunId, Timestamp};
 use lastbeat_wire::{EventDocument, EventsPage, StretchDocument, WhyDocument};
 use serde_json::json;
 
@@ -63,8 +64,8 @@ fn fact_line(event: &EventDocument) -> String {
         .to_owned()
 }
 
-pub(crate) async fn replay(place: &Place, arguments: &args::Replay, form: Output) -> Result<(), Failure> {
-    let document = place.replay(arguments.run, arguments.at).await?;
+pub(crate) async fn replay(place: &Place, run: RunId, at: Option<Timestamp>, form: Output) -> Result<(), Failure> {
+    let document = place.replay(run, at).await?;
     match form {
         Output::Json => return output::json_line(&document),
         Output::Jsonl => return document.stretches.iter().try_for_each(output::json_line),

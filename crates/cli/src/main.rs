@@ -1,6 +1,7 @@
 //! The binary `lastbeat`.
 
 mod args;
+mod backtest;
 mod contact;
 mod demo;
 mod exec;
@@ -126,6 +127,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
         Command::Export => house::export(store.as_ref()).await?,
         Command::Generate(arguments) => house::generate(store.as_ref(), arguments, output).await?,
+        Command::Replay(args::Replay { all: true, .. }) => house::replay_all(store.as_ref(), output).await?,
         Command::Verify => house::verify(store.as_ref(), output).await?,
         Command::Rebuild => house::rebuild(store.as_ref(), output).await?,
         Command::Backup { file } => house::backup(store.as_ref(), &file, output).await?,
@@ -152,7 +154,9 @@ async fn anywhere(place: &Place, command: Command, output: Output) -> Result<Exi
         Command::Run(command) => run::run(place, command, output).await?,
         Command::Why(arguments) => look::why(place, &arguments, output).await?,
         Command::History(arguments) => look::history(place, &arguments, output).await?,
-        Command::Replay(arguments) => look::replay(place, &arguments, output).await?,
+        Command::Replay(args::Replay { run: Some(run), at, .. }) => look::replay(place, run, at, output).await?,
+        Command::Replay(args::Replay { run: None, .. }) => return Err(target::needs_database("replay --all")),
+        Command::Backtest(arguments) => backtest::backtest(place, *arguments, output).await?,
         Command::Lane(command) => lane::lane(place, command, output).await?,
         Command::Hold(command) => hold::hold(place, command, output).await?,
         Command::Token(command) => token::token(place, command, output).await?,

@@ -1,6 +1,7 @@
 //! Where commands go: a store, or a server in front of one. Both answer with the same documents, so what is printed does
 //! not tell them apart.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use lastbeat_client::{Api, RunsQuery};
@@ -10,14 +11,16 @@ use lastbeat_domain::{Name, RunId, Terms, Timestamp};
 use lastbeat_store::secret::Secret;
 use lastbeat_store::{Filter, Store};
 use lastbeat_wire::{
-    AnswerDocument, ClaimBy, ClaimRequest, CompleteRequest, CreateRequest, EventDocument, FailRequest,
-    HeartbeatDocument, HeartbeatRequest, HoldsPage, IssuedTokenDocument, LaneDocument, LanesPage, ReleaseDocument,
-    ReplayDocument, RunDocument, RunsPage, TokenDocument, TokenRequest, TokensPage, WhyDocument, answers,
+    AnswerDocument, BacktestDocument, BacktestRequest, ClaimBy, ClaimRequest, CompleteRequest, CreateRequest,
+    EventDocument, FailRequest, HeartbeatDocument, HeartbeatRequest, HoldsPage, IssuedTokenDocument, LaneDocument,
+    LanesPage, ReleaseDocument, ReplayDocument, RunDocument, RunsPage, TokenDocument, TokenRequest, TokensPage,
+    WhyDocument, answers,
 };
 use uuid::Uuid;
 
 use crate::args;
 use crate::failure::Failure;
+use crate::progress::Progress;
 use crate::run::{execute, person};
 
 /// How many facts are read at a time.
@@ -175,6 +178,21 @@ impl Place {
                 self.lane(&lane).await
             }
             Place::Server(api) => Ok(api.set_policy(lane, &terms, Some(expected), force).await?),
+        }
+    }
+
+    /// Judges a lane's recorded past under other policies.
+    pub(crate) async fn backtest(&self, lane: &Name, request: &BacktestRequest) -> Result<BacktestDocument, Failure> {
+        match self {
+            Place::Store(store) => {
+                let progress = Progress::of("judging", "runs");
+                let watch = |done, all| {
+                    progress.at(done, all);
+                    ControlFlow::Continue(())
+                };
+                Ok(answers::backtest(store.as_ref(), lane.clone(), request, &watch).await?)
+            }
+            Place::Server(api) => Ok(api.backtest(lane, request).await?),
         }
     }
 

@@ -19,7 +19,7 @@ pub(crate) struct Progress {
 impl Progress {
     /// Begins to show it; `unit` is what is counted.
     pub(crate) fn of(what: &'static str, unit: &'static str) -> Progress {
-        let template = format!("{what} {{bar:30}} {{human_pos}} of {{human_len}} {unit}, {{eta}} left");
+        let template = format!("{what} {{bar:30}} {{human_pos}} of {{human_len}} {unit}, {{per_sec}}, {{eta}} left");
         let style = ProgressStyle::with_template(&template).unwrap_or_else(|_| ProgressStyle::default_bar());
         let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(0).with_style(style));
         Progress { what, bar, told: Mutex::new(Instant::now()) }

@@ -2,10 +2,10 @@
 
 use lastbeat_domain::{Liveness, Name, RunId, Status, Terms, Timestamp};
 use lastbeat_wire::{
-    AnswerDocument, BeatsDocument, BeatsRequest, ClaimRequest, CompleteRequest, CreateRequest, EventsPage,
-    ExecutorsPage, FailRequest, GoalDocument, GoalsPage, HeartbeatDocument, HeartbeatRequest, HoldsPage,
-    IssuedTokenDocument, LaneDocument, LanesPage, ReasonRequest, ReleaseDocument, ReplayDocument, ReportRequest,
-    RunDocument, RunsPage, TokenDocument, TokenRequest, TokensPage, WhyDocument,
+    AnswerDocument, BacktestDocument, BacktestRequest, BeatsDocument, BeatsRequest, ClaimRequest, CompleteRequest,
+    CreateRequest, EventsPage, ExecutorsPage, FailRequest, GoalDocument, GoalsPage, HeartbeatDocument,
+    HeartbeatRequest, HoldsPage, IssuedTokenDocument, LaneDocument, LanesPage, ReasonRequest, ReleaseDocument,
+    ReplayDocument, ReportRequest, RunDocument, RunsPage, TokenDocument, TokenRequest, TokensPage, WhyDocument,
 };
 use reqwest::{Method, StatusCode};
 use serde::Serialize;
@@ -25,6 +25,9 @@ pub struct Api {
     sender: Sender,
     options: Options,
 }
+
+/// How long a server may take for a backtest.
+const BACKTEST_WAIT: Duration = Duration::from_secs(40);
 
 /// Which runs to list.
 #[derive(Clone, Debug, Default)]
@@ -324,6 +327,17 @@ impl Api {
             call = call.header("If-Match", format!("\"{version}\""));
         }
         self.answer(call.query("force", force.then_some(true))).await
+    }
+
+    /// Judges a lane's recorded past under other policies. It may take the server half a minute.
+    ///
+    /// # Errors
+    /// If it is refused, it would take longer, or no server answers.
+    pub async fn backtest(&self, lane: &Name, request: &BacktestRequest) -> Answered<BacktestDocument> {
+        let mut call = self.post(&["lanes", lane.as_str(), "backtest"], request)?.repeatable();
+        // Each server is asked once: one that was too slow, or too busy, is so a moment later, too.
+        (call.wait, call.patience) = (BACKTEST_WAIT, Duration::ZERO);
+        self.answer(call).await
     }
 
     /// Lists the lanes that are held or drained.

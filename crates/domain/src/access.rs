@@ -100,6 +100,8 @@ pub enum Action {
     FreeKey,
     /// Look at a lane, its policy and its hold.
     SeeLane,
+    /// Judge the recorded past of a lane under other policies.
+    Backtest,
     /// Set the policy of a lane.
     SetPolicy,
     /// Let reaping go on in a lane that is held.
@@ -112,7 +114,7 @@ pub enum Action {
 
 impl Action {
     /// All actions.
-    pub const ALL: [Action; 15] = [
+    pub const ALL: [Action; 16] = [
         Action::SeeRun,
         Action::Create,
         Action::CreateClaimed,
@@ -124,6 +126,7 @@ impl Action {
         Action::Reap,
         Action::FreeKey,
         Action::SeeLane,
+        Action::Backtest,
         Action::SetPolicy,
         Action::ReleaseHold,
         Action::SeeService,
@@ -141,7 +144,7 @@ impl Action {
             | Action::Requeue
             | Action::Reap
             | Action::FreeKey => Some(Action::SeeRun),
-            Action::SeeLane | Action::SetPolicy | Action::ReleaseHold => Some(Action::SeeLane),
+            Action::SeeLane | Action::Backtest | Action::SetPolicy | Action::ReleaseHold => Some(Action::SeeLane),
             Action::Create | Action::CreateClaimed | Action::Claim | Action::SeeService | Action::ManageTokens => None,
         }
     }
@@ -199,7 +202,9 @@ const fn may(role: Role, action: Action, relation: Relation) -> bool {
             Action::SeeRun | Action::Create | Action::Cancel | Action::Requeue | Action::SeeLane => in_lanes,
             _ => false,
         },
-        Role::Auditor => matches!(action, Action::SeeRun | Action::SeeLane | Action::SeeService),
+        Role::Auditor => {
+            matches!(action, Action::SeeRun | Action::SeeLane | Action::Backtest | Action::SeeService)
+        }
         Role::Operator => !matches!(
             action,
             Action::CreateClaimed | Action::Claim | Action::ClaimRun | Action::Report | Action::ManageTokens
@@ -318,7 +323,7 @@ mod tests {
 
     /// Each action with what comes of it for each role, in the order of [`Role::ALL`]: for a run or claim of its own, one of
     /// its lanes, and one beyond them. `+` allowed, `-` forbidden, `.` hidden.
-    const TABLE: [(Action, [&str; 5]); 15] = [
+    const TABLE: [(Action, [&str; 5]); 16] = [
         //                       executor submitter auditor operator admin
         (Action::SeeRun, ["+..", "++.", "+++", "+++", "+++"]),
         (Action::Create, ["---", "++-", "---", "+++", "+++"]),
@@ -331,6 +336,7 @@ mod tests {
         (Action::Reap, ["-..", "--.", "---", "+++", "+++"]),
         (Action::FreeKey, ["++.", "--.", "---", "+++", "+++"]),
         (Action::SeeLane, ["++.", "++.", "+++", "+++", "+++"]),
+        (Action::Backtest, ["--.", "--.", "+++", "+++", "+++"]),
         (Action::SetPolicy, ["--.", "--.", "---", "+++", "+++"]),
         (Action::ReleaseHold, ["--.", "--.", "---", "+++", "+++"]),
         (Action::SeeService, ["---", "---", "+++", "+++", "+++"]),

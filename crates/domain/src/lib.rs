@@ -18,8 +18,11 @@
 //! | [`access`](mod@access) | who may do and see what |
 //! | [`decide`](mod@decide) | commands to events, or a refusal |
 //! | [`explain`](mod@explain) | a verdict as sentences |
+//! | [`alternative`], [`backtest`] | what the recorded past would have been under other policies |
 
 pub mod access;
+pub mod alternative;
+pub mod backtest;
 pub mod decide;
 pub mod event;
 pub mod explain;
@@ -33,6 +36,8 @@ pub mod token;
 pub mod verdict;
 
 pub use access::{Access, Action, Grant, Relation, Role};
+pub use alternative::{Alternative, Window};
+pub use backtest::Backtest;
 pub use decide::{Command, Context, Refusal, RefusalCode, decide};
 pub use event::{Event, Line, Recorded, RunEvent, ServiceEvent, ServiceRecorded};
 pub use ids::{ClaimId, Name, RunId};

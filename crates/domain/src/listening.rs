@@ -328,6 +328,11 @@ impl Listening {
         overlapping.map(|&(start, end)| (start.max(from), end.min(to))).collect()
     }
 
+    /// Returns the start and the end of the deaf span in which an instant lies.
+    pub fn deaf_span_at(&self, at: Timestamp) -> Option<(Timestamp, Timestamp)> {
+        self.spans_after(at).first().filter(|(start, _)| *start <= at).copied()
+    }
+
     /// The spans that end after `from`.
     fn spans_after(&self, from: Timestamp) -> &[(Timestamp, Timestamp)] {
         let first = self.spans.partition_point(|(_, end)| *end <= from);
@@ -377,6 +382,14 @@ mod tests {
         assert_eq!(listening.charged(at(120), at(180)), Span::ZERO);
         assert_eq!(listening.charged(at(180), at(120)), Span::ZERO);
         assert_eq!(listening.spans_between(at(150), at(260)), [(at(150), at(260))]);
+    }
+
+    #[test]
+    fn the_deaf_span_of_an_instant_is_the_whole_one() {
+        let listening = Listening::as_of(at(1_000), &[gap(100, 200), gap(150, 250)], &[]);
+        let found = [99, 100, 249, 250].map(|second| listening.deaf_span_at(at(second)));
+        let span = Some((at(100), at(250)));
+        assert_eq!(found, [None, span, span, None]);
     }
 
     #[test]

@@ -46,6 +46,8 @@ pub(crate) struct Shared {
     /// A permit for each question that may read much. There are fewer of them than the store has connections to read
     /// with.
     pub(crate) searches: Semaphore,
+    /// A permit for each backtest.
+    pub(crate) backtests: Semaphore,
     /// A permit for each stream.
     pub(crate) streams: Arc<Semaphore>,
     /// A permit for each claim that may wait for work.
@@ -72,6 +74,8 @@ pub(crate) struct Shared {
 
 /// How many questions that may read much are answered at once.
 const SEARCHES_MAX: usize = 2;
+/// How many backtests are answered at once, beside them.
+const BACKTESTS_MAX: usize = 1;
 
 impl App {
     /// Makes what the handlers of a store share, once it has said what its service log holds.
@@ -82,6 +86,7 @@ impl App {
             rates: Rates::new(limits.rate, limits.burst),
             requests: Semaphore::new(limits.requests),
             searches: Semaphore::new(SEARCHES_MAX),
+            backtests: Semaphore::new(BACKTESTS_MAX),
             streams: Arc::new(Semaphore::new(limits.streams)),
             beats: Semaphore::new(limits.beats),
             claims: Semaphore::new(limits.waiting_claims),

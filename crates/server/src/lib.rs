@@ -12,6 +12,7 @@
 mod act;
 mod answer;
 mod app;
+mod backtest;
 mod beacons;
 mod body;
 mod caller;

@@ -130,6 +130,16 @@ impl From<AskError> for Problem {
             AskError::UnknownRun(_) | AskError::NotThereYet { .. } | AskError::NotReaped { .. } => {
                 Problem::not_found(code, detail)
             }
+            AskError::Alternative(error) => {
+                let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail);
+                match error.window() {
+                    Some(window) => problem.with("field", format!("{window}_seconds").into()),
+                    None => problem,
+                }
+            }
+            AskError::TooManyExamples(_) => {
+                Problem::new(StatusCode::UNPROCESSABLE_ENTITY, code, detail).with("field", "examples".into())
+            }
             AskError::WouldLapse(runs) => {
                 let named: Vec<Value> = runs.iter().take(NAMED_MAX).map(|run| run.to_string().into()).collect();
                 let problem = Problem::new(StatusCode::CONFLICT, code, detail);

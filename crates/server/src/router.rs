@@ -9,7 +9,9 @@ use utoipa_axum::routes;
 
 use crate::answer::{answer, panicked, unknown_path};
 use crate::app::App;
-use crate::{claims, events, executors, gate, goals, health, heartbeats, lanes, openapi, reports, runs, tokens};
+use crate::{
+    backtest, claims, events, executors, gate, goals, health, heartbeats, lanes, openapi, reports, runs, tokens,
+};
 
 /// The routes of heartbeats.
 fn beats() -> OpenApiRouter<App> {
@@ -40,6 +42,7 @@ fn shared() -> OpenApiRouter<App> {
         .routes(routes!(goals::show))
         .routes(routes!(lanes::list))
         .routes(routes!(lanes::show, lanes::set))
+        .routes(routes!(backtest::backtest))
         .routes(routes!(lanes::holds))
         .routes(routes!(lanes::release))
         .routes(routes!(events::feed))

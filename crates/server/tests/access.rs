@@ -148,6 +148,8 @@ fn other_routes() -> Vec<(&'static str, &'static str, Value, [u16; 5])> {
         ("GET", "/v1/lanes/sync", Value::Null, [404, 404, 200, 200, 200]),
         ("PUT", "/v1/lanes/watcher", json!({}), [403, 403, 403, 200, 200]),
         ("PUT", "/v1/lanes/sync", json!({}), [404, 404, 403, 200, 200]),
+        ("POST", "/v1/lanes/watcher/backtest", json!({}), [403, 403, 200, 200, 200]),
+        ("POST", "/v1/lanes/sync/backtest", json!({}), [404, 404, 200, 200, 200]),
         ("GET", "/v1/holds", Value::Null, [200; 5]),
         ("POST", "/v1/holds/watcher/release", json!({}), [403, 403, 403, 409, 409]),
         ("POST", "/v1/holds/sync/release", json!({}), [404, 404, 403, 409, 409]),

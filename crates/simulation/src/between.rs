@@ -5,12 +5,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use async_trait::async_trait;
+use lastbeat_domain::backtest::BacktestReport;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, Span, Status, Timestamp};
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
     Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Observer,
-    Outcome, Progress, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage, VerifyReport,
+    Outcome, Progress, Question, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage,
+    VerifyReport, Watch,
 };
 use lastbeat_sweeper::{SweepReport, Sweeper};
 use lastbeat_testkit::SimulatedClock;
@@ -260,6 +262,14 @@ impl Store for Between {
 
     async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
         self.inner.verify(progress).await
+    }
+
+    async fn replay_all(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
+        self.inner.replay_all(progress).await
+    }
+
+    async fn backtest(&self, question: &Question, watch: &Watch<'_>) -> Result<BacktestReport, StoreError> {
+        self.inner.backtest(question, watch).await
     }
 
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {

@@ -89,6 +89,9 @@ pub enum StoreError {
     /// The store was closed while the command waited.
     #[error("the store was closed before the command was carried out")]
     Closed,
+    /// Whoever asked wanted no answer any longer.
+    #[error("the question was broken off before it was answered")]
+    Stopped,
     /// A file is there already and is not to be replaced.
     #[error("{path} exists already; name a new file")]
     Exists {

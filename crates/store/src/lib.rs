@@ -7,6 +7,7 @@
 //! Every write goes through [`Store::execute`] or one of its siblings: [`Store::import`] and [`Store::rebuild`].
 
 pub mod ask;
+pub mod backtest;
 mod batch;
 mod clock;
 mod digest;
@@ -18,6 +19,7 @@ mod import;
 mod log;
 pub mod observe;
 mod packing;
+mod past;
 pub mod postgres;
 mod queue;
 mod record;
@@ -29,10 +31,12 @@ mod truth;
 mod verify;
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use lastbeat_domain::backtest::BacktestReport;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::{
@@ -40,6 +44,7 @@ use lastbeat_domain::{
 };
 use serde_json::Value;
 
+pub use backtest::Question;
 pub use clock::{Clock, SystemClock};
 pub use doctor::{Check, Health};
 pub use error::{CommandError, ImportError, StoreError};
@@ -208,6 +213,9 @@ pub struct Sample {
 /// Is told how far a long piece of work is: how much is done, and of how much.
 pub type Progress<'a> = dyn Fn(u64, u64) + Send + Sync + 'a;
 
+/// Is told the same of a long question, and says whether it is still to be answered.
+pub type Watch<'a> = dyn Fn(u64, u64) -> ControlFlow<()> + Send + Sync + 'a;
+
 /// What takes the lines of an export, one at a time.
 pub type LineSink<'a> = dyn FnMut(&str) -> std::io::Result<()> + Send + 'a;
 
@@ -276,6 +284,14 @@ pub trait Store: Send + Sync {
 
     /// Compares the projection with the fold of the truth and looks for every kind of damage.
     async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError>;
+
+    /// Makes every run anew from the truth alone and compares it with the projection. Of what [`Store::verify`] looks for,
+    /// the report has what concerns runs and their heartbeats.
+    async fn replay_all(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError>;
+
+    /// Judges a lane's recorded past under other policies, as it is at one instant. When `watch` breaks it off, the
+    /// answer is [`StoreError::Stopped`].
+    async fn backtest(&self, question: &Question, watch: &Watch<'_>) -> Result<BacktestReport, StoreError>;
 
     /// Makes the projection anew from the log, beside the old one, and swaps them. Others may go on writing meanwhile.
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError>;

@@ -148,6 +148,11 @@ impl ServiceLog {
         policies.iter().map(|(at, policy)| (*at, policy.version, &policy.terms))
     }
 
+    /// Returns them with the log time from which each was in force.
+    pub fn policies(&self, lane: &Name) -> impl Iterator<Item = (Timestamp, LanePolicy)> {
+        self.policies.get(lane).into_iter().flatten().cloned()
+    }
+
     /// Returns the lanes that ever had a policy set.
     pub fn lanes(&self) -> impl Iterator<Item = &Name> {
         self.policies.keys()

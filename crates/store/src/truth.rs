@@ -12,6 +12,7 @@ use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
 use crate::log::{BeatsRow, EventRow, SegmentRow, unsigned};
 use crate::packing::Beat;
+use crate::past::Wanted;
 use crate::record::{Stored, decode_run_event, take_in};
 use crate::verify::DamageKind;
 
@@ -46,7 +47,7 @@ pub(crate) struct Extent {
     pub(crate) latest_at: Option<i64>,
 }
 
-/// One snapshot of a database, as far as `verify` and `rebuild` read it: each method is a statement.
+/// One snapshot of a database, as far as `verify`, `rebuild`, replays and backtests read it: each method is a statement.
 #[async_trait]
 pub(crate) trait Source: Send {
     /// Returns the end of the log.
@@ -73,6 +74,18 @@ pub(crate) trait Source: Send {
     async fn due_of(&mut self, from: i64, to: i64) -> Result<BTreeMap<i64, (Timestamp, Span)>, StoreError>;
     /// Returns rows of the log that lack their digest and should have one: what they are, and whose.
     async fn unsealed(&mut self, limit: i64) -> Result<Vec<(String, Option<RunId>)>, StoreError>;
+    /// Returns how many runs of a lane are wanted.
+    async fn count_of_lane(&mut self, wanted: &Wanted) -> Result<u64, StoreError>;
+    /// Returns projections of runs that are wanted, with numbers after `after`, in order.
+    async fn runs_of_lane(&mut self, wanted: &Wanted, after: i64, limit: i64) -> Result<Vec<RunRow>, StoreError>;
+    /// Returns the rows of `events` of those runs, by run and version.
+    async fn events_of_runs(&mut self, runs: &[i64]) -> Result<Vec<EventRow>, StoreError>;
+    /// Returns their rows of `segments`, in the same order.
+    async fn segments_of_runs(&mut self, runs: &[i64]) -> Result<Vec<SegmentRow>, StoreError>;
+    /// Returns rows of `events` of a run, after a version, in order.
+    async fn events_after(&mut self, run: i64, version: i64, limit: i64) -> Result<Vec<EventRow>, StoreError>;
+    /// Returns its rows of `segments` that begin after a version, in order.
+    async fn segments_after(&mut self, run: i64, version: i64, limit: i64) -> Result<Vec<SegmentRow>, StoreError>;
     /// Returns the lanes whose runs are being re-armed.
     async fn rearming(&mut self) -> Result<BTreeSet<Name>, StoreError>;
 }
@@ -188,6 +201,55 @@ pub(crate) async fn page(
         runs.remove(&number).unwrap_or_default().put_together(number, beats)
     };
     Ok(numbers.into_iter().map(put_together).collect())
+}
+
+/// A way through all the runs of the truth, a page at a time.
+pub(crate) struct Walk {
+    /// The spans of run numbers that are still to come; the last of them comes first.
+    spans: Vec<(i64, i64)>,
+    /// What is left of the span that is being read.
+    left: (i64, i64),
+    committed: Committed,
+    /// What is wrong with the commits' heartbeats.
+    pub(crate) problems: Vec<Problem>,
+    /// The last run number that there is.
+    pub(crate) last: u64,
+}
+
+/// A page of a [`Walk`]: runs with numbers from `from` up to, and without, `to`.
+pub(crate) struct Page {
+    pub(crate) from: i64,
+    pub(crate) to: i64,
+    pub(crate) runs: Vec<TrueRun>,
+}
+
+impl Walk {
+    pub(crate) async fn begin(source: &mut dyn Source) -> Result<Walk, StoreError> {
+        let mut spans = spans(source).await?;
+        let last = spans.last().map_or(0, |(_, end)| (end - 1).unsigned_abs());
+        spans.reverse();
+        Ok(Walk { spans, left: (0, 0), committed: Committed::new(), problems: Vec::new(), last })
+    }
+
+    /// Reads the next page; `None` after the last one.
+    pub(crate) async fn next(&mut self, source: &mut dyn Source) -> Result<Option<Page>, StoreError> {
+        if self.left.0 == self.left.1 {
+            let Some((first, end)) = self.spans.pop() else { return Ok(None) };
+            let mut problems = Vec::new();
+            let wanted = |run| (first..end).contains(&run);
+            self.committed = committed(source, 0, wanted, &mut problems).await?.0;
+            // For each span the commits are read again, and found to be as they are.
+            if first == 1 {
+                self.problems = problems;
+            }
+            self.left = (first, end);
+        }
+        let (from, end) = self.left;
+        let to = (from + PAGE_RUNS).min(end);
+        self.left = (to, end);
+        let runs = page(source, from, to, &mut self.committed).await?;
+        Ok(Some(Page { from, to, runs }))
+    }
 }
 
 /// The rows of one run, before they are put together.

@@ -12,7 +12,7 @@ use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
 use crate::record::decode_service_event;
 use crate::service::ServiceLog;
-use crate::truth::{self, PAGE_RUNS, Problem, Source, Table, TrueRun};
+use crate::truth::{Page, Problem, Source, Table, TrueRun, Walk};
 
 /// A kind of damage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -137,37 +137,50 @@ pub(crate) async fn verify(
     check_log(source, &head, &mut report).await?;
     let now = now.max(head.latest_at);
     let rearming = source.rearming().await?;
-    let spans = truth::spans(source).await?;
-    let all = spans.last().map_or(0, |(_, end)| end.unsigned_abs());
-    for (span, (first, end)) in spans.into_iter().enumerate() {
-        let mut problems = Vec::new();
-        let wanted = |run| (first..end).contains(&run);
-        let (mut committed, _) = truth::committed(source, 0, wanted, &mut problems).await?;
-        if span == 0 {
-            report.say_all(None, problems);
-        }
-        let mut from = first;
-        while from < end {
-            let to = (from + PAGE_RUNS).min(end);
-            let runs = truth::page(source, from, to, &mut committed).await?;
-            let rows = source.rows_of(from, to).await?;
-            let mut rows: BTreeMap<i64, RunRow> = rows.into_iter().map(|row| (row.number, row)).collect();
-            let due = source.due_of(from, to).await?;
-            for run in &runs {
-                let row = rows.remove(&run.number);
-                check_run(run, row.as_ref(), &mut report);
-                if let Some(row) = row.filter(|row| !rearming.contains(&row.run.lane)) {
-                    check_due(&row, due.get(&row.number), service, now, &mut report);
-                }
+    let mut walk = Walk::begin(source).await?;
+    while let Some(Page { from, to, runs }) = walk.next(source).await? {
+        report.say_all(None, std::mem::take(&mut walk.problems));
+        let mut rows = projections(source, from, to).await?;
+        let due = source.due_of(from, to).await?;
+        for run in &runs {
+            let row = rows.remove(&run.number);
+            check_run(run, row.as_ref(), &mut report);
+            if let Some(row) = row.filter(|row| !rearming.contains(&row.run.lane)) {
+                check_due(&row, due.get(&row.number), service, now, &mut report);
             }
-            for row in rows.values() {
-                report.say(DamageKind::Hole, Some(row.run.id), "it is in the projection and has no facts");
-            }
-            progress(to.unsigned_abs(), all);
-            from = to;
         }
+        without_facts(&rows, &mut report);
+        progress((to - 1).unsigned_abs(), walk.last);
     }
     Ok(report)
+}
+
+/// Makes every run anew from the truth, in one snapshot, and compares it with its projection; nothing else is looked at.
+pub(crate) async fn replay_all(source: &mut dyn Source, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
+    let mut report = VerifyReport::default();
+    let mut walk = Walk::begin(source).await?;
+    while let Some(Page { from, to, runs }) = walk.next(source).await? {
+        report.say_all(None, std::mem::take(&mut walk.problems));
+        let mut rows = projections(source, from, to).await?;
+        for run in &runs {
+            check_run(run, rows.remove(&run.number).as_ref(), &mut report);
+        }
+        without_facts(&rows, &mut report);
+        progress((to - 1).unsigned_abs(), walk.last);
+    }
+    Ok(report)
+}
+
+async fn projections(source: &mut dyn Source, from: i64, to: i64) -> Result<BTreeMap<i64, RunRow>, StoreError> {
+    let rows = source.rows_of(from, to).await?;
+    Ok(rows.into_iter().map(|row| (row.number, row)).collect())
+}
+
+/// Names the projections that were not asked for by any run of the truth.
+fn without_facts(rows: &BTreeMap<i64, RunRow>, report: &mut VerifyReport) {
+    for row in rows.values() {
+        report.say(DamageKind::Hole, Some(row.run.id), "it is in the projection and has no facts");
+    }
 }
 
 /// Checks that no row of the log is missing, that none lies after its end, and the rows of the service.

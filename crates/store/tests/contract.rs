@@ -3,15 +3,20 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Cursor;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use lastbeat_domain::alternative::{Alternative, Window};
+use lastbeat_domain::backtest::{Backtest, BacktestReport};
 use lastbeat_domain::decide::{Claimant, Command, CursorMove, IdempotencyKey, Report, RunSpec};
 use lastbeat_domain::listening::{BeaconRole, Promise};
 use lastbeat_domain::token::{TokenSpec, TokenState};
-use lastbeat_domain::{RefusalCode, Run, RunId, Span, Status, Terms};
+use lastbeat_domain::{LanePolicy, RefusalCode, Run, RunId, Span, Status, Terms, Timestamp};
+use lastbeat_store::generate::{self, Workload};
 use lastbeat_store::secret::{Secret, digest_of};
 use lastbeat_store::{
-    Answer, CommandError, FeedFact, Filter, Health, ImportError, Store, Stored, ask, check_import, fold,
+    Answer, CommandError, FeedFact, Filter, Health, ImportError, Question, Store, StoreError, Stored, ask,
+    check_import, fold,
 };
 use lastbeat_testkit::{Backend, Place, claimant, name, on_each_backend, report, run_id};
 use proptest::prelude::*;
@@ -79,6 +84,10 @@ on_each_backend! {
     a_cursor_begins_at_the_end_of_the_log_and_never_goes_back,
     a_cursor_cannot_be_ahead_of_the_log,
     what_is_imported_is_no_news_to_those_who_follow_the_log,
+    a_backtest_is_made_of_every_fact_of_the_lane_and_of_no_other,
+    a_backtest_since_an_instant_leaves_out_the_runs_that_were_created_before,
+    a_backtest_tries_what_is_useful_if_nothing_is_named_and_ends_when_told_to,
+    every_run_is_made_anew_from_the_log_as_its_projection_says,
 }
 
 async fn exported(store: &dyn Store) -> String {
@@ -858,4 +867,105 @@ async fn what_is_imported_is_no_news_to_those_who_follow_the_log(place: Place) {
     let checked = check_import(Cursor::new(&text), from.now().await.unwrap().next()).unwrap();
     to.import(checked).await.unwrap();
     assert_eq!(to.cursor(&name("hook:1")).await.unwrap(), Some(2));
+}
+
+/// A store with a generated workload, and with runs of two lanes that are beating: of heartbeats in events, segments and
+/// a tail.
+async fn with_a_past(place: &Place, runs: u64, events: u64) -> Arc<dyn Store> {
+    let store = place.store(&format!("{runs}")).await;
+    let until = store.now().await.unwrap();
+    let workload = Workload { runs, events, seed: 7, lane: name("watcher"), policy: LanePolicy::default(), until };
+    store.import(generate::checked(&workload, &|_, _| ()).unwrap()).await.unwrap();
+    for (number, lane) in [(1, "watcher"), (2, "sync")] {
+        let spec = Box::new(RunSpec::of_lane(name(lane)));
+        let claim = Some(claimant("mac-7", "c"));
+        one(store.as_ref(), Command::Create { run: run_id(number), spec, claim }).await.unwrap();
+    }
+    for beat in 0..35 {
+        place.clock.advance(Span::from_seconds(if beat == 20 { 150 } else { 20 }));
+        for number in [1, 2] {
+            let progress = (beat % 5 == 0).then(|| serde_json::json!({"done": beat}));
+            let report = report(run_id(number), 1, "c");
+            one(store.as_ref(), Command::Heartbeat { report, progress }).await.unwrap();
+        }
+    }
+    store
+}
+
+fn windows(seconds: &[u64]) -> Vec<Alternative> {
+    let lengths = seconds.iter().map(|length| Some(Span::from_seconds(*length))).collect();
+    Alternative::combinations(&[(Window::HeartbeatWindow, lengths)]).unwrap()
+}
+
+fn question(seconds: &[u64], since: Option<Timestamp>) -> Question {
+    Question { lane: name("watcher"), alternatives: windows(seconds), since, named_max: 50 }
+}
+
+/// The same from the histories of the runs, one after the other.
+async fn by_hand(store: &dyn Store, question: &Question) -> BacktestReport {
+    let (now, service) = (store.now().await.unwrap(), store.service_log().await.unwrap());
+    let (policies, alternatives) = (service.policies(&question.lane), question.alternatives.clone());
+    let mut backtest = Backtest::new(policies, alternatives, service.listening(now), now, question.named_max);
+    let filter = Filter { lane: Some(question.lane.clone()), ..Filter::default() };
+    let mut runs = store.list(&filter, None, 100_000).await.unwrap();
+    runs.reverse();
+    for run in runs.iter().filter(|run| question.since.is_none_or(|since| run.created_at >= since)) {
+        for fact in ask::whole_stream(store, run.id).await.unwrap() {
+            backtest.take(fact.known().unwrap()).unwrap();
+        }
+    }
+    backtest.finish()
+}
+
+async fn a_backtest_is_made_of_every_fact_of_the_lane_and_of_no_other(place: Place) {
+    // Many runs are read together; of the three long ones each is read in pieces.
+    for (runs, events) in [(300, 6_000), (3, 30_000)] {
+        let store = with_a_past(&place, runs, events).await;
+        let question = question(&[60, 120, 180, 600], None);
+        let report = store.backtest(&question, &|_, _| ControlFlow::Continue(())).await.unwrap();
+        assert_eq!(report, by_hand(store.as_ref(), &question).await);
+        assert_eq!((report.runs, report.facts), (runs + 1, events + 2 + 35));
+        assert!(report.outcomes[1].newly_wrong > 0, "a minute is too short for whoever is slow");
+        assert!(runs < 100 || (report.reaps > 10 && report.wrong > 10 && report.outcomes[1].sooner.reaps > 10));
+    }
+}
+
+async fn a_backtest_since_an_instant_leaves_out_the_runs_that_were_created_before(place: Place) {
+    let store = with_a_past(&place, 100, 2_000).await;
+    let filter = Filter { lane: Some(name("watcher")), ..Filter::default() };
+    let mut created: Vec<Timestamp> =
+        store.list(&filter, None, 1_000).await.unwrap().iter().map(|run| run.created_at).collect();
+    created.sort_unstable();
+    for since in [created[0], created[40], created[40].next(), created[100].next()] {
+        let question = question(&[60], Some(since));
+        let report = store.backtest(&question, &|_, _| ControlFlow::Continue(())).await.unwrap();
+        assert_eq!(report.runs, created.iter().filter(|at| **at >= since).count() as u64);
+        assert_eq!(report, by_hand(store.as_ref(), &question).await);
+    }
+}
+
+async fn a_backtest_tries_what_is_useful_if_nothing_is_named_and_ends_when_told_to(place: Place) {
+    let store = with_a_past(&place, 20, 400).await;
+    let report = store.backtest(&question(&[], None), &|_, _| ControlFlow::Continue(())).await.unwrap();
+    let tried: Vec<Alternative> = report.outcomes[1..].iter().map(|outcome| outcome.alternative.clone()).collect();
+    assert_eq!(tried, Alternative::suggested(&Terms::default()));
+    let nobody = Question { lane: name("nobody's"), ..question(&[60], None) };
+    let report = store.backtest(&nobody, &|_, _| ControlFlow::Continue(())).await.unwrap();
+    assert_eq!((report.runs, report.outcomes.len()), (0, 2));
+    let seen = std::sync::Mutex::new(Vec::new());
+    let watch = |done, all| {
+        seen.lock().unwrap().push((done, all));
+        if done < 21 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    };
+    let stopped = store.backtest(&question(&[60], None), &watch).await;
+    assert!(matches!(stopped, Err(StoreError::Stopped)));
+    assert_eq!(seen.lock().unwrap().clone(), [(0, 21), (21, 21)]);
+}
+
+async fn every_run_is_made_anew_from_the_log_as_its_projection_says(place: Place) {
+    let store = with_a_past(&place, 300, 6_000).await;
+    let seen = std::sync::Mutex::new((0, 0));
+    let report = store.replay_all(&|done, all| *seen.lock().unwrap() = (done, all)).await.unwrap();
+    assert_eq!((report.runs, report.events, report.damage), (302, 6_000 + 2 * 37, Vec::new()));
+    assert_eq!(*seen.lock().unwrap(), (302, 302));
 }

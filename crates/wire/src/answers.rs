@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use lastbeat_domain::alternative::AlternativeError;
 use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::hold::HoldState;
 use lastbeat_domain::{Liveness, Name, Recorded, RunId, Status, Terms, Timestamp};
 use lastbeat_store::{
-    Answer, FeedEntry, FeedFact, Filter, Heard, Judged, ServiceLog, Store, StoreError, Stored, Stretch, ask,
+    Answer, FeedEntry, FeedFact, Filter, Heard, Judged, Question, ServiceLog, Store, StoreError, Stored, Stretch,
+    Watch, ask,
 };
 
+use crate::backtest::{BacktestDocument, BacktestRequest, EXAMPLES, EXAMPLES_MAX};
 use crate::events::{EventDocument, EventsPage};
 use crate::heartbeat::{Directive, HeartbeatDocument};
 use crate::hold::{HoldDocument, HoldKind, HoldsPage, ReleaseDocument};
@@ -49,6 +52,12 @@ pub enum AskError {
         .0.len(), named(.0)
     )]
     WouldLapse(Vec<RunId>),
+    /// A policy cannot be tried.
+    #[error(transparent)]
+    Alternative(#[from] AlternativeError),
+    /// More wrong reaps are to be named than are.
+    #[error("examples: {0} are asked for, and at most {EXAMPLES_MAX} are given")]
+    TooManyExamples(u32),
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -68,6 +77,7 @@ impl AskError {
             AskError::UnknownRun(_) | AskError::NotThereYet { .. } => Some("unknown_run"),
             AskError::NotReaped { .. } => Some("not_reaped"),
             AskError::WouldLapse(_) => Some("would_lapse"),
+            AskError::Alternative(_) | AskError::TooManyExamples(_) => Some("invalid"),
             AskError::Store(_) => None,
         }
     }
@@ -274,6 +284,26 @@ pub async fn lanes(store: &dyn Store) -> Result<LanesPage, AskError> {
 pub async fn nothing_would_lapse(store: &dyn Store, lane: &Name, terms: &Terms) -> Result<(), AskError> {
     let lapsing = ask::would_lapse(store, lane, terms).await?;
     if lapsing.is_empty() { Ok(()) } else { Err(AskError::WouldLapse(lapsing)) }
+}
+
+/// Judges a lane's recorded past under other policies. `watch` may break it off.
+///
+/// # Errors
+/// If what is asked for cannot be tried, or the store fails.
+pub async fn backtest(
+    store: &dyn Store,
+    lane: Name,
+    request: &BacktestRequest,
+    watch: &Watch<'_>,
+) -> Result<BacktestDocument, AskError> {
+    let (alternatives, since) = (request.alternatives()?, request.since);
+    let examples = request.examples.unwrap_or(EXAMPLES);
+    if examples > EXAMPLES_MAX {
+        return Err(AskError::TooManyExamples(examples));
+    }
+    let question = Question { lane, alternatives, since, named_max: examples as usize };
+    let report = store.backtest(&question, watch).await?;
+    Ok(BacktestDocument::of(question.lane, since, &report))
 }
 
 /// Shows the lanes that are held or drained.

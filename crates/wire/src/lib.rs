@@ -14,7 +14,7 @@
 //! | [`heartbeat`] | heartbeats, one or many |
 //! | [`why`] | the verdict and its evidence |
 //! | [`events`] | facts |
-//! | [`replay`] | what the rule said at each instant |
+//! | [`replay`], [`backtest`] | what the rule said at each instant, and what it would have said |
 //! | [`goal`], [`lane`], [`hold`], [`executor`], [`token`] | what there is beside runs |
 //! | [`problem`] | what went wrong |
 //!
@@ -22,6 +22,7 @@
 
 #[cfg(feature = "store")]
 pub mod answers;
+pub mod backtest;
 pub mod claim;
 pub mod create;
 pub mod events;
@@ -40,6 +41,10 @@ pub mod token;
 mod whole;
 pub mod why;
 
+pub use backtest::{
+    AlternativeDocument, BacktestDocument, BacktestRequest, RecommendationDocument, ShiftDocument, ShortestDocument,
+    WrongReapDocument,
+};
 pub use claim::ClaimRequest;
 pub use create::{ClaimBy, CreateRequest};
 pub use events::{EventDocument, EventsPage};

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lastbeat_domain::backtest::BacktestReport;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
 use sqlx::pool::PoolConnection;
@@ -33,6 +34,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::{Connection, Executor, Postgres};
 use tokio::sync::mpsc;
 
+use crate::backtest;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
@@ -42,7 +44,9 @@ use crate::record;
 use crate::service::ServiceLog;
 use crate::truth::Source;
 use crate::verify::{self, RebuildReport, VerifyReport};
-use crate::{Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
+use crate::{
+    Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Question, Sample, Store, StreamPage, Watch,
+};
 
 use self::clock::PgClock;
 use self::open::Purpose;
@@ -311,6 +315,22 @@ impl Store for PostgresStore {
         let service = self.service_log_in(&mut snapshot).await?;
         let now = read::now(&mut snapshot, self.shared.clock.simulated()).await?;
         let report = verify::verify(&mut Snapshot(&mut snapshot), &service, now, progress).await;
+        let _ = snapshot.close().await;
+        report
+    }
+
+    async fn replay_all(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
+        let mut snapshot = self.long_snapshot().await?;
+        let report = verify::replay_all(&mut Snapshot(&mut snapshot), progress).await;
+        let _ = snapshot.close().await;
+        report
+    }
+
+    async fn backtest(&self, question: &Question, watch: &Watch<'_>) -> Result<BacktestReport, StoreError> {
+        let mut snapshot = self.long_snapshot().await?;
+        let service = self.service_log_in(&mut snapshot).await?;
+        let now = read::now(&mut snapshot, self.shared.clock.simulated()).await?;
+        let report = backtest::backtest(&mut Snapshot(&mut snapshot), &service, now, question, watch).await;
         let _ = snapshot.close().await;
         report
     }

@@ -18,12 +18,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use lastbeat_domain::backtest::BacktestReport;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Run, RunId, Status, Timestamp};
 use sqlx::Row;
 use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
 use tokio::sync::mpsc;
 
+use crate::backtest;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
@@ -32,7 +34,9 @@ use crate::queue::{self, Job};
 use crate::record;
 use crate::service::ServiceLog;
 use crate::verify::{self, RebuildReport, VerifyReport};
-use crate::{Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
+use crate::{
+    Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Question, Sample, Store, StreamPage, Watch,
+};
 
 use self::source::Snapshot;
 
@@ -215,6 +219,17 @@ impl Store for SqliteStore {
         let mut snapshot = self.readers.begin().await?;
         let service = self.service_log_in(&mut snapshot).await?;
         verify::verify(&mut Snapshot(&mut snapshot), &service, self.clock.now(), progress).await
+    }
+
+    async fn replay_all(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        verify::replay_all(&mut Snapshot(&mut snapshot), progress).await
+    }
+
+    async fn backtest(&self, question: &Question, watch: &Watch<'_>) -> Result<BacktestReport, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        let service = self.service_log_in(&mut snapshot).await?;
+        backtest::backtest(&mut Snapshot(&mut snapshot), &service, self.clock.now(), question, watch).await
     }
 
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {

@@ -8,10 +8,11 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::read;
-use super::rows::{RUN_COLUMNS, read_beats, read_event, read_id, read_run, read_segment};
+use super::rows::{RUN_COLUMNS, read_beats, read_event, read_id, read_run, read_segment, to_json};
 use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
 use crate::log::{BeatsRow, EventRow, SegmentRow, unsigned};
+use crate::past::Wanted;
 use crate::truth::{Extent, Source, Table};
 
 /// The triggers that keep the log append-only.
@@ -26,6 +27,10 @@ const TRIGGERS: [&str; 9] = [
     "segments_no_delete",
     "segments_no_replace",
 ];
+
+/// Says of a row of `runs` whether it was created at the second argument or later, if there is one.
+const WANTED: &str = "(?2 IS NULL OR EXISTS \
+     (SELECT 1 FROM events WHERE run = runs.number AND version = 1 AND recorded_at >= ?2))";
 
 /// A connection that holds a snapshot, or the write lock.
 pub(super) struct Snapshot<'c>(pub(super) &'c mut SqliteConnection);
@@ -132,6 +137,43 @@ impl Source for Snapshot<'_> {
             }
         }
         Ok(unsealed)
+    }
+
+    async fn count_of_lane(&mut self, wanted: &Wanted) -> Result<u64, StoreError> {
+        let select = format!("SELECT count(*) FROM runs WHERE lane = ?1 AND {WANTED}");
+        let query = sqlx::query_scalar(AssertSqlSafe(select)).bind(wanted.lane.as_str());
+        unsigned(query.bind(wanted.since.map(Timestamp::as_micros)).fetch_one(&mut *self.0).await?)
+    }
+
+    async fn runs_of_lane(&mut self, wanted: &Wanted, after: i64, limit: i64) -> Result<Vec<RunRow>, StoreError> {
+        let select = format!(
+            "SELECT {RUN_COLUMNS} FROM runs WHERE lane = ?1 AND {WANTED} AND number > ?3 ORDER BY number LIMIT ?4"
+        );
+        let query = sqlx::query(AssertSqlSafe(select)).bind(wanted.lane.as_str());
+        let query = query.bind(wanted.since.map(Timestamp::as_micros)).bind(after).bind(limit);
+        query.fetch_all(&mut *self.0).await?.iter().map(read_run).collect()
+    }
+
+    async fn events_of_runs(&mut self, runs: &[i64]) -> Result<Vec<EventRow>, StoreError> {
+        let select = "SELECT * FROM events WHERE run IN (SELECT value FROM json_each(?)) ORDER BY run, version";
+        sqlx::query(select).bind(to_json(&runs)).fetch_all(&mut *self.0).await?.iter().map(read_event).collect()
+    }
+
+    async fn segments_of_runs(&mut self, runs: &[i64]) -> Result<Vec<SegmentRow>, StoreError> {
+        let select = "SELECT * FROM segments WHERE run IN (SELECT value FROM json_each(?)) ORDER BY run, first_version";
+        sqlx::query(select).bind(to_json(&runs)).fetch_all(&mut *self.0).await?.iter().map(read_segment).collect()
+    }
+
+    async fn events_after(&mut self, run: i64, version: i64, limit: i64) -> Result<Vec<EventRow>, StoreError> {
+        let select = "SELECT * FROM events WHERE run = ? AND version > ? ORDER BY version LIMIT ?";
+        let query = sqlx::query(select).bind(run).bind(version).bind(limit);
+        query.fetch_all(&mut *self.0).await?.iter().map(read_event).collect()
+    }
+
+    async fn segments_after(&mut self, run: i64, version: i64, limit: i64) -> Result<Vec<SegmentRow>, StoreError> {
+        let select = "SELECT * FROM segments WHERE run = ? AND first_version > ? ORDER BY first_version LIMIT ?";
+        let query = sqlx::query(select).bind(run).bind(version).bind(limit);
+        query.fetch_all(&mut *self.0).await?.iter().map(read_segment).collect()
     }
 
     async fn rearming(&mut self) -> Result<BTreeSet<Name>, StoreError> {
