@@ -148,6 +148,16 @@ impl Charge {
     fn is_over(&self) -> bool {
         self.charged > self.window
     }
+
+    /// Returns the listening time that may still pass before the charge reaches the window.
+    pub fn left(&self) -> Span {
+        self.window.minus(self.charged)
+    }
+
+    /// Returns the listening time by which the charge is over the window; zero unless the run has lapsed.
+    pub fn over(&self) -> Span {
+        self.charged.minus(self.window)
+    }
 }
 
 /// What the rule says of a run.

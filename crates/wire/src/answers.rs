@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use lastbeat_domain::event::RunEvent;
-use lastbeat_domain::hold::HoldState;
-use lastbeat_domain::{Liveness, Name, Recorded, RunId, Status, Terms, Timestamp};
+use lastbeat_domain::hold::{HeldSpan, HoldState};
+use lastbeat_domain::{Liveness, Name, Recorded, Rule, RunId, Status, Terms, Timestamp};
+use lastbeat_store::ask::LookedBack;
 use lastbeat_store::{
     Answer, FeedEntry, FeedFact, Filter, Heard, Judged, ServiceLog, Store, StoreError, Stored, Stretch, ask,
 };
@@ -15,7 +16,7 @@ use crate::hold::{HoldDocument, HoldKind, HoldsPage, ReleaseDocument};
 use crate::lane::{LaneDocument, LanesPage};
 use crate::replay::{ReplayDocument, StretchDocument};
 use crate::run::{AnswerDocument, RunDocument, RunsPage, Seen};
-use crate::why::WhyDocument;
+use crate::why::{Past, WhyDocument};
 
 /// How many runs are named when a policy is refused.
 const NAMED_MAX: usize = 5;
@@ -167,18 +168,9 @@ pub async fn runs(
     Ok(RunsPage { runs: page.runs.iter().map(RunDocument::from).collect(), next })
 }
 
-/// Returns a run as it was at log time `at`, or is now.
-async fn judged(store: &dyn Store, id: RunId, at: Option<Timestamp>) -> Result<Judged, AskError> {
-    let Some(at) = at else {
-        return ask::run(store, id).await?.ok_or(AskError::UnknownRun(id));
-    };
-    if store.run(id).await?.is_none() {
-        return Err(AskError::UnknownRun(id));
-    }
-    ask::run_at(store, id, at).await?.ok_or(AskError::NotThereYet { run: id, at })
-}
-
 /// Says why a run is as it is, now or at log time `at`; of an attempt: why that was reaped.
+///
+/// Of a run that is open now the projection says it all. Else its stream is read, a page at a time.
 ///
 /// # Errors
 /// If there is no such run, it was not there yet, the attempt was not reaped, or the store fails.
@@ -188,20 +180,51 @@ pub async fn why(
     at: Option<Timestamp>,
     attempt: Option<u32>,
 ) -> Result<WhyDocument, AskError> {
-    let judged = judged(store, id, at).await?;
-    let Some(attempt) = attempt else { return Ok(WhyDocument::of((&judged).into())) };
-    let reap = reap_of(store, &judged, attempt).await?;
-    Ok(WhyDocument::of_reap((&judged).into(), &reap))
+    let run = store.run(id).await?.ok_or(AskError::UnknownRun(id))?;
+    if at.is_none() && attempt.is_none() && !run.status.is_terminal() {
+        let judged = ask::run(store, id).await?.ok_or(AskError::UnknownRun(id))?;
+        let held = held_since_basis(store, &judged).await?;
+        return Ok(WhyDocument::of((&judged).into(), Past { life: None, held: &held }));
+    }
+    let at = match at {
+        Some(at) => at,
+        None => store.now().await?.max(run.updated_at),
+    };
+    let back = ask::look_back(store, &run, at, attempt).await?.ok_or(AskError::NotThereYet { run: id, at })?;
+    let LookedBack { judged, life } = &back;
+    if let Some(attempt) = attempt {
+        let reap = life.reap.as_ref().ok_or(AskError::NotReaped { run: id, attempt })?;
+        let held = held_before(store, judged, reap).await?;
+        return Ok(WhyDocument::of_reap(judged.into(), Past { life: Some(life), held: &held }, reap));
+    }
+    let held = match (&life.reap, judged.run.status) {
+        (Some(reap), Status::TimedOut) => held_before(store, judged, reap).await?,
+        _ => held_since_basis(store, judged).await?,
+    };
+    let life = Some(life).filter(|_| judged.run.status.is_terminal());
+    Ok(WhyDocument::of(judged.into(), Past { life, held: &held }))
 }
 
-async fn reap_of(store: &dyn Store, judged: &Judged, attempt: u32) -> Result<Recorded, AskError> {
-    let run = judged.run.id;
-    let stream = ask::whole_stream(store, run).await?;
-    let found = stream.iter().filter_map(Stored::known).find(|recorded| {
-        recorded.recorded_at <= judged.at
-            && matches!(recorded.event, RunEvent::TimedOut { attempt: reaped, .. } if reaped == attempt)
-    });
-    found.cloned().ok_or(AskError::NotReaped { run, attempt })
+/// When the lane was held while the silence lasted that the governing rule charges.
+async fn held_since_basis(store: &dyn Store, judged: &Judged) -> Result<Vec<HeldSpan>, StoreError> {
+    match &judged.verdict.charge {
+        Some(charge) if charge.rule == Rule::HeartbeatSilence => {
+            let service = store.service_log().await?;
+            Ok(service.held_between(&judged.run.lane, charge.basis.at, judged.at))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// When the lane was held while the silence lasted for which an attempt was reaped.
+async fn held_before(store: &dyn Store, judged: &Judged, reap: &Recorded) -> Result<Vec<HeldSpan>, StoreError> {
+    match &reap.event {
+        RunEvent::TimedOut { rule: Rule::HeartbeatSilence, evidence: Some(evidence), .. } => {
+            let service = store.service_log().await?;
+            Ok(service.held_between(&judged.run.lane, evidence.basis.at, reap.recorded_at))
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Replays a run up to log time `at`, or up to now.

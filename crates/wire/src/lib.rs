@@ -55,4 +55,4 @@ pub use replay::{ReplayDocument, StretchDocument};
 pub use report::{CompleteRequest, FailRequest, ReasonRequest, ReportRequest};
 pub use run::{AnswerDocument, RunDocument, RunsPage, Seen};
 pub use token::{IssuedTokenDocument, TokenDocument, TokenRequest, TokensPage};
-pub use why::{BasisDocument, WhyDocument};
+pub use why::{BasisDocument, Past, WhyDocument};

@@ -79,6 +79,16 @@ words!(
     ["created", "requeued", "claimed", "heartbeat"]
 );
 words!(
+    /// What an executor may say of an attempt.
+    Signal,
+    ["heartbeat", "started", "completed", "failed"]
+);
+words!(
+    /// Why reaping goes on in a lane that was held.
+    ReleaseCause,
+    ["recovered", "operator", "expired"]
+);
+words!(
     /// What a token may do.
     Role,
     ["executor", "submitter", "auditor", "operator", "admin"]
