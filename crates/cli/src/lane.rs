@@ -1,7 +1,7 @@
 //! `lastbeat lane …`: policies.
 
 use lastbeat_domain::{Span, Terms};
-use lastbeat_wire::LaneDocument;
+use lastbeat_wire::{FalseReapsDocument, LaneDocument};
 
 use crate::args::{self, Output};
 use crate::failure::Failure;
@@ -60,7 +60,25 @@ fn show(document: &LaneDocument, form: Output) -> Result<(), Failure> {
         ("hold", hold_in_words(terms)),
         ("late completion", word(&terms.late_completion)),
         ("mode", word(&terms.mode)),
-    ])
+        ("wrong reaps", wrong_reaps(&document.false_reaps)),
+    ])?;
+    let of_several = Some(&document.false_reaps.by_window).filter(|kinds| kinds.len() > 1);
+    of_several.into_iter().flatten().try_for_each(|kind| {
+        let (rule, window) = (kind.rule, kind.heartbeat_window_seconds);
+        let share = share(kind.wrong, kind.reaped, kind.rate);
+        output::line(&format!("  {share} by {rule} under a heartbeat window of {window}"))
+    })
+}
+
+fn wrong_reaps(reaps: &FalseReapsDocument) -> String {
+    match reaps.reaped {
+        0 => "no run was reaped yet".to_owned(),
+        _ => format!("{} (the executor was heard of afterwards)", share(reaps.wrong, reaps.reaped, reaps.rate)),
+    }
+}
+
+fn share(wrong: u64, reaped: u64, rate: Option<f64>) -> String {
+    format!("{wrong} of {reaped}, {:.1}%", rate.unwrap_or_default() * 100.0)
 }
 
 fn hold_in_words(terms: &Terms) -> String {

@@ -10,7 +10,8 @@ use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, 
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
     Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Observer,
-    Outcome, Progress, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage, VerifyReport,
+    Outcome, Progress, ReapTally, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage,
+    VerifyReport,
 };
 use lastbeat_sweeper::{SweepReport, Sweeper};
 use lastbeat_testkit::SimulatedClock;
@@ -244,6 +245,10 @@ impl Store for Between {
 
     async fn lanes(&self) -> Result<Vec<Name>, StoreError> {
         self.inner.lanes().await
+    }
+
+    async fn reap_tally(&self) -> Result<Arc<ReapTally>, StoreError> {
+        self.inner.reap_tally().await
     }
 
     async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {

@@ -20,6 +20,7 @@ pub mod observe;
 mod packing;
 pub mod postgres;
 mod queue;
+mod reaps;
 mod record;
 mod replay;
 pub mod secret;
@@ -45,6 +46,7 @@ pub use doctor::{Check, Health};
 pub use error::{CommandError, ImportError, StoreError};
 pub use import::{CheckedImport, ImportReport, check as check_import};
 pub use observe::{Commit, Noted, Observer};
+pub use reaps::{ReapCount, ReapKind, ReapTally};
 pub use record::{Stored, UnknownFact, fold, take_in};
 pub use replay::{Replay, Stretch, replay};
 pub use service::{LaneHold, ServiceLog};
@@ -264,6 +266,9 @@ pub trait Store: Send + Sync {
     /// Returns every lane that was ever named.
     async fn lanes(&self) -> Result<Vec<Name>, StoreError>;
 
+    /// Counts the reaps, and those of which the executor was heard afterwards. Only what came since it was last asked
+    /// is read.
+    async fn reap_tally(&self) -> Result<Arc<ReapTally>, StoreError>;
     /// Counts the runs of a lane by status.
     async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError>;
 

@@ -7,13 +7,14 @@ use lastbeat_domain::hold::{HeldSpan, HoldState};
 use lastbeat_domain::{Liveness, Name, Recorded, Rule, RunId, Status, Terms, Timestamp};
 use lastbeat_store::ask::LookedBack;
 use lastbeat_store::{
-    Answer, FeedEntry, FeedFact, Filter, Heard, Judged, ServiceLog, Store, StoreError, Stored, Stretch, ask,
+    Answer, FeedEntry, FeedFact, Filter, Heard, Judged, ReapCount, ReapTally, ServiceLog, Store, StoreError, Stored,
+    Stretch, ask,
 };
 
 use crate::events::{EventDocument, EventsPage};
 use crate::heartbeat::{Directive, HeartbeatDocument};
 use crate::hold::{HoldDocument, HoldKind, HoldsPage, ReleaseDocument};
-use crate::lane::{LaneDocument, LanesPage};
+use crate::lane::{FalseReapRateDocument, FalseReapsDocument, LaneDocument, LanesPage};
 use crate::replay::{ReplayDocument, StretchDocument};
 use crate::run::{AnswerDocument, RunDocument, RunsPage, Seen};
 use crate::why::{Past, WhyDocument};
@@ -120,6 +121,21 @@ impl From<FeedEntry> for EventDocument {
                 EventDocument::parse(&line).unwrap_or(EventDocument::Unknown(serde_json::Value::String(line)))
             }
         }
+    }
+}
+
+impl FalseReapsDocument {
+    /// Tells how often the reaps of a lane were wrong.
+    pub fn of(reaps: &ReapTally, lane: &Name) -> FalseReapsDocument {
+        let all = reaps.of_lane(lane).fold(ReapCount::default(), |all, (_, count)| all.plus(count));
+        let by_window = reaps.of_lane(lane).map(|(kind, count)| FalseReapRateDocument {
+            rule: kind.rule,
+            heartbeat_window_seconds: kind.window,
+            reaped: count.reaped,
+            wrong: count.wrong,
+            rate: count.rate(),
+        });
+        FalseReapsDocument { reaped: all.reaped, wrong: all.wrong, rate: all.rate(), by_window: by_window.collect() }
     }
 }
 
@@ -274,7 +290,8 @@ async fn shown_lane(
     lane: &Name,
 ) -> Result<LaneDocument, AskError> {
     let runs: BTreeMap<Status, u64> = store.count(lane).await?;
-    Ok(LaneDocument::of(lane.clone(), service.policy(lane, now), runs))
+    let reaps = store.reap_tally().await?;
+    Ok(LaneDocument::of(lane.clone(), service.policy(lane, now), runs, FalseReapsDocument::of(&reaps, lane)))
 }
 
 /// Shows all lanes.

@@ -49,7 +49,7 @@ pub use heartbeat::{
     Beat, BeatError, BeatResult, BeatsDocument, BeatsRequest, Directive, HeartbeatDocument, HeartbeatRequest,
 };
 pub use hold::{HoldDocument, HoldKind, HoldsPage, ReleaseDocument};
-pub use lane::{LaneDocument, LanesPage, PolicyDocument};
+pub use lane::{FalseReapRateDocument, FalseReapsDocument, LaneDocument, LanesPage, PolicyDocument};
 pub use problem::Problem;
 pub use replay::{ReplayDocument, StretchDocument};
 pub use report::{CompleteRequest, FailRequest, ReasonRequest, ReportRequest};

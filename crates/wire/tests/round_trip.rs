@@ -11,8 +11,8 @@ use lastbeat_domain::{
 };
 use lastbeat_wire::{
     AnswerDocument, BeatResult, BeatsDocument, BeatsRequest, ClaimRequest, CompleteRequest, CreateRequest, Directive,
-    EventDocument, FailRequest, HeartbeatDocument, HeartbeatRequest, LaneDocument, Past, PolicyDocument, Problem,
-    ReasonRequest, ReportRequest, RunDocument, Seen, TokenRequest, WhyDocument,
+    EventDocument, FailRequest, FalseReapsDocument, HeartbeatDocument, HeartbeatRequest, LaneDocument, Past,
+    PolicyDocument, Problem, ReasonRequest, ReportRequest, RunDocument, Seen, TokenRequest, WhyDocument,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -175,7 +175,8 @@ fn heartbeats_one_and_many() {
 #[test]
 fn a_policy_that_is_told_may_have_terms_that_are_not_known() {
     let terms = Terms { claim_window: Some(Span::from_seconds(60)), ..Terms::default() };
-    let document = LaneDocument::of(name("watcher"), LanePolicy { version: 2, terms }, [].into());
+    let document =
+        LaneDocument::of(name("watcher"), LanePolicy { version: 2, terms }, [].into(), FalseReapsDocument::default());
     let mut written = goes_there_and_back(&document);
     assert_eq!(written["policy"]["start_window_seconds"], Value::Null, "off");
     written["policy"]["patience_seconds"] = json!(3);

@@ -29,6 +29,7 @@ use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::observe::{Observed, Observer};
 use crate::queue::{self, Job};
+use crate::reaps::ReapTally;
 use crate::record;
 use crate::service::ServiceLog;
 use crate::verify::{self, RebuildReport, VerifyReport};
@@ -50,6 +51,8 @@ pub struct SqliteStore {
     observed: Observed,
     /// The service events as they were last read.
     service: Mutex<Arc<ServiceLog>>,
+    /// The reaps as they were last counted.
+    reaps: Mutex<Arc<ReapTally>>,
 }
 
 impl SqliteStore {
@@ -67,7 +70,7 @@ impl SqliteStore {
         let pool =
             SqlitePoolOptions::new().min_connections(0).max_connections(READERS_MAX).acquire_timeout(READER_WAIT);
         let readers = pool.connect_lazy_with(options);
-        Ok(SqliteStore { path, clock, readers, writer, observed, service: Mutex::default() })
+        Ok(SqliteStore { path, clock, readers, writer, observed, service: Mutex::default(), reaps: Mutex::default() })
     }
 
     /// Returns the file.
@@ -172,6 +175,25 @@ impl Store for SqliteStore {
     async fn lanes(&self) -> Result<Vec<Name>, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         read::lanes(&mut snapshot, false).await
+    }
+
+    async fn reap_tally(&self) -> Result<Arc<ReapTally>, StoreError> {
+        let mut tally = Arc::clone(&self.reaps.lock().unwrap_or_else(PoisonError::into_inner));
+        loop {
+            let mut snapshot = self.readers.begin().await?;
+            let page = read::reaps(&mut snapshot, tally.through).await?;
+            let service = self.service_log_in(&mut snapshot).await?;
+            drop(snapshot);
+            tally = ReapTally::after(&tally, &page, &service)?;
+            if !page.is_full() {
+                break;
+            }
+        }
+        let mut latest = self.reaps.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.through < tally.through {
+            *latest = Arc::clone(&tally);
+        }
+        Ok(tally)
     }
 
     async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
