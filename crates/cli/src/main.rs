@@ -4,6 +4,7 @@ mod args;
 mod contact;
 mod demo;
 mod exec;
+mod export;
 mod failure;
 mod group;
 mod hold;
@@ -124,7 +125,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
     match command {
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
-        Command::Export => house::export(store.as_ref()).await?,
+        Command::Export(arguments) => export::export(store, arguments).await?,
         Command::Generate(arguments) => house::generate(store.as_ref(), arguments, output).await?,
         Command::Verify => house::verify(store.as_ref(), output).await?,
         Command::Rebuild => house::rebuild(store.as_ref(), output).await?,

@@ -263,6 +263,10 @@ impl Store for Between {
         self.inner.export(sink).await
     }
 
+    async fn service_lines(&self) -> Result<Vec<String>, StoreError> {
+        self.inner.service_lines().await
+    }
+
     async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {
         self.inner.verify(progress).await
     }

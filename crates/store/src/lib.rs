@@ -8,6 +8,7 @@
 
 pub mod ask;
 mod batch;
+pub mod bundle;
 mod clock;
 mod digest;
 mod doctor;
@@ -41,6 +42,7 @@ use lastbeat_domain::{
 };
 use serde_json::Value;
 
+pub use bundle::{Bundle, BundleLine, With};
 pub use clock::{Clock, SystemClock};
 pub use doctor::{Check, Health};
 pub use error::{CommandError, ImportError, StoreError};
@@ -279,6 +281,8 @@ pub trait Store: Send + Sync {
     /// the number of lines.
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError>;
 
+    /// Returns the service events, as one line of an export each, in the order of their commits.
+    async fn service_lines(&self) -> Result<Vec<String>, StoreError>;
     /// Compares the projection with the fold of the truth and looks for every kind of damage.
     async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError>;
 

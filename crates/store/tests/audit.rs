@@ -3,11 +3,17 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Cursor;
+use std::sync::Arc;
 
 use lastbeat_domain::decide::{Command, RunSpec};
+use lastbeat_domain::hold::Census;
+use lastbeat_domain::listening::{BeaconRole, Promise};
+use lastbeat_domain::token::TokenSpec;
 use lastbeat_domain::{Rule, RunId, Span, Terms};
+use lastbeat_store::bundle::runs_since;
 use lastbeat_store::generate::{self, Workload};
-use lastbeat_store::{Answer, CommandError, ReapCount, ReapKind, Store, ask, check_import};
+use lastbeat_store::secret::Secret;
+use lastbeat_store::{Answer, Bundle, CommandError, ImportError, ReapCount, ReapKind, Store, With, ask, check_import};
 use lastbeat_testkit::{Place, claimant, name, on_each_backend, report, run_id};
 
 const NOW: &str = "2026-05-04T06:00:00Z";
@@ -18,6 +24,9 @@ on_each_backend! {
     reaps_are_counted_under_the_window_that_was_in_force,
     the_false_reap_rate_of_a_workload_is_the_share_that_woke_again,
     a_run_is_looked_back_on_with_what_was_known_at_the_instant,
+    a_bundle_makes_a_store_that_answers_the_same_of_any_instant,
+    a_bundle_is_of_the_runs_that_were_asked_for_and_tells_no_secret,
+    a_bundle_goes_into_an_empty_log_only,
 }
 
 async fn one(store: &dyn Store, command: Command) -> Result<Answer, CommandError> {
@@ -142,4 +151,131 @@ async fn a_run_is_looked_back_on_with_what_was_known_at_the_instant(place: Place
     let after = look("2026-05-04T03:00:00Z").await.unwrap();
     assert!(after.life.was_probably_wrong());
     assert_eq!(after.life.nearest, reaped.life.nearest);
+}
+
+async fn beacon(store: &dyn Store, role: BeaconRole) {
+    let promise = Promise::Within(Span::from_millis(12_500));
+    one(store, Command::Beacon { process: name("host/serve"), role, promise }).await.unwrap();
+}
+
+async fn window(store: &dyn Store, lane: &str, seconds: u64) {
+    let terms = Box::new(Terms { heartbeat_window: Span::from_seconds(seconds), ..Terms::default() });
+    one(store, Command::SetPolicy { lane: name(lane), terms, expected_version: None, by: None }).await.unwrap();
+}
+
+/// A run of which everything bears on the verdict: a policy that changes, a gap, a hold, a reap, a late signal, a second
+/// attempt that is open, and a gap that is open too. Another run of another lane stands beside it.
+async fn incident(place: &Place) -> Arc<dyn Store> {
+    let whole = place.store("a").await;
+    let store = whole.as_ref();
+    let pass = |seconds| place.clock.advance(Span::from_seconds(seconds));
+    window(store, "watcher", 120).await;
+    window(store, "sync", 600).await;
+    beacon(store, BeaconRole::Serve).await;
+    beating(store, run_id(1)).await;
+    let spec = Box::new(RunSpec::of_lane(name("sync")));
+    one(store, Command::Create { run: run_id(2), spec, claim: None }).await.unwrap();
+    pass(300);
+    // Five minutes in which nobody listened.
+    beacon(store, BeaconRole::Serve).await;
+    let census = Census { beating: 40, silent: 40, lapsed: 40 };
+    one(store, Command::ReviewHold { lane: name("watcher"), census }).await.unwrap();
+    for _ in 0..14 {
+        pass(10);
+        beacon(store, BeaconRole::Serve).await;
+    }
+    let (lane, by) = (name("watcher"), name("ada"));
+    one(store, Command::ReleaseHold { lane, by, reason: Some("they are dead".to_owned()) }).await.unwrap();
+    reap(store, run_id(1)).await;
+    pass(5);
+    one(store, beat(run_id(1))).await.unwrap_err();
+    one(store, Command::Requeue { run: run_id(1), by: name("ada"), reason: None }).await.unwrap();
+    window(store, "watcher", 90).await;
+    one(store, Command::ClaimRun { run: run_id(1), claimant: claimant("mac-8", "d") }).await.unwrap();
+    one(store, Command::Heartbeat { report: report(run_id(1), 2, "d"), progress: None }).await.unwrap();
+    // The gap that nobody has recorded.
+    pass(60);
+    whole
+}
+
+async fn bundled(store: &Arc<dyn Store>, runs: Vec<RunId>, with: With) -> String {
+    let mut bundle = Bundle::begin(Arc::clone(store), runs, with).await.unwrap();
+    let mut text = String::new();
+    while let Some(lines) = bundle.next().await.unwrap() {
+        lines.iter().for_each(|line| text.push_str(&format!("{}\n", line.text())));
+    }
+    text
+}
+
+async fn a_bundle_makes_a_store_that_answers_the_same_of_any_instant(place: Place) {
+    let whole = incident(&place).await;
+    let copy = place.store("b").await;
+    let text = bundled(&whole, vec![run_id(1)], With { policy: true, deaf: true }).await;
+    let checked = check_import(Cursor::new(text), copy.now().await.unwrap()).unwrap();
+    copy.import(checked).await.unwrap();
+    assert_eq!(copy.verify(&|_, _| ()).await.unwrap().damage, []);
+    let (run, begin) =
+        (whole.run(run_id(1)).await.unwrap().unwrap(), NOW.parse::<lastbeat_domain::Timestamp>().unwrap());
+    let (mut seen, mut deaf) = (std::collections::BTreeSet::new(), 0);
+    for second in (0..2_000_u64).step_by(3) {
+        let at = begin.minus(Span::from_seconds(2)).plus(Span::from_seconds(second));
+        let (first, second) =
+            (ask::look_back(whole.as_ref(), &run, at, None), ask::look_back(copy.as_ref(), &run, at, None));
+        let (first, second) = (first.await.unwrap(), second.await.unwrap());
+        let Some((first, second)) = first.as_ref().zip(second.as_ref()) else {
+            assert!(first.is_none() && second.is_none(), "at {at}");
+            continue;
+        };
+        assert_eq!(first.judged.verdict, second.judged.verdict, "at {at}");
+        assert_eq!((&first.judged.run, &first.judged.policy), (&second.judged.run, &second.judged.policy), "at {at}");
+        assert_eq!((&first.judged.listening, &first.life), (&second.judged.listening, &second.life), "at {at}");
+        let held = |log: &lastbeat_store::ServiceLog| log.held_between(&run.lane, begin, at);
+        assert_eq!(held(&*whole.service_log().await.unwrap()), held(&*copy.service_log().await.unwrap()), "at {at}");
+        seen.insert(first.judged.verdict.liveness);
+        deaf += u32::from(first.judged.listening.deaf_since().is_some());
+    }
+    assert!(seen.len() >= 4 && deaf > 100, "too little happened: {seen:?}, {deaf} instants in a gap");
+    // Without what bears on it, the answers differ.
+    let poor = place.store("c").await;
+    let text = bundled(&whole, vec![run_id(1)], With::default()).await;
+    poor.import(check_import(Cursor::new(text), poor.now().await.unwrap()).unwrap()).await.unwrap();
+    let at = begin.plus(Span::from_seconds(430));
+    let verdict = async |store: &dyn Store| ask::run_at(store, run_id(1), at).await.unwrap().unwrap().verdict;
+    assert_ne!(verdict(whole.as_ref()).await, verdict(poor.as_ref()).await);
+}
+
+async fn a_bundle_is_of_the_runs_that_were_asked_for_and_tells_no_secret(place: Place) {
+    let whole = incident(&place).await;
+    let store = whole.as_ref();
+    let (secret, role, lanes) = (Secret::random().unwrap(), name("admin"), Vec::new());
+    let digest = secret.digest();
+    let spec = TokenSpec { name: name("ada"), role, executor: None, lanes, device: None, expires_at: None, digest };
+    one(store, Command::IssueToken { token: name("t1"), spec: Box::new(spec), by: name("ada") }).await.unwrap();
+    let all = runs_since(store, None, None).await.unwrap();
+    assert_eq!(all, [run_id(1), run_id(2)]);
+    let since = NOW.parse::<lastbeat_domain::Timestamp>().unwrap().plus(Span::from_seconds(100));
+    assert_eq!(runs_since(store, None, Some(since)).await.unwrap(), [run_id(1)]);
+    assert_eq!(runs_since(store, Some(&name("nothing")), None).await.unwrap(), []);
+    let text = bundled(&whole, vec![run_id(1)], With { policy: true, deaf: true }).await;
+    for (absent, why) in [("token", "a token"), ("\"sync\"", "another lane"), ("host/serve", "a process")] {
+        assert!(!text.contains(absent), "{why} is in the bundle: {text}");
+    }
+    for present in ["policy_set", "\"deaf\"", "reaping_held", "reaping_released", "\"beacon\"", "late_signal"] {
+        assert!(text.contains(present), "{present} is missing: {text}");
+    }
+    let bare = bundled(&whole, vec![run_id(1)], With::default()).await;
+    assert!(bare.lines().all(|line| line.contains(&run_id(1).to_string())), "{bare}");
+}
+
+async fn a_bundle_goes_into_an_empty_log_only(place: Place) {
+    let whole = incident(&place).await;
+    let copy = place.store("b").await;
+    window(copy.as_ref(), "watcher", 200).await;
+    let text = bundled(&whole, vec![run_id(1)], With { policy: false, deaf: true }).await;
+    let only_beacons: String =
+        text.lines().filter(|line| line.contains("\"beacon\"")).map(|line| format!("{line}\n")).collect();
+    let checked = check_import(Cursor::new(only_beacons.clone()), copy.now().await.unwrap()).unwrap();
+    assert!(matches!(copy.import(checked).await, Err(ImportError::LogNotEmpty { line: 1 })));
+    let twice = check_import(Cursor::new(only_beacons.repeat(2)), copy.now().await.unwrap());
+    assert!(twice.unwrap_err().to_string().contains("line 2: there is a beacon of process `bundled-1` already"));
 }

@@ -1,16 +1,18 @@
 //! Documents made from a store. Every answer about a run is a verdict of the rule, at the log's now.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::hold::{HeldSpan, HoldState};
-use lastbeat_domain::{Liveness, Name, Recorded, Rule, RunId, Status, Terms, Timestamp};
+use lastbeat_domain::{Liveness, Name, Recorded, Rule, RunId, Span, Status, Terms, Timestamp, explain};
 use lastbeat_store::ask::LookedBack;
 use lastbeat_store::{
-    Answer, FeedEntry, FeedFact, Filter, Heard, Judged, ReapCount, ReapTally, ServiceLog, Store, StoreError, Stored,
-    Stretch, ask,
+    Answer, Bundle, FeedEntry, FeedFact, Filter, Heard, Judged, ReapCount, ReapTally, ServiceLog, Store, StoreError,
+    Stored, Stretch, With, ask,
 };
 
+use crate::case::{CaseDocument, ExpectDocument};
 use crate::events::{EventDocument, EventsPage};
 use crate::heartbeat::{Directive, HeartbeatDocument};
 use crate::hold::{HoldDocument, HoldKind, HoldsPage, ReleaseDocument};
@@ -258,6 +260,43 @@ pub async fn replay(store: &dyn Store, id: RunId, at: Option<Timestamp>) -> Resu
     let replay = lastbeat_store::replay(store, id, at).await?.ok_or(AskError::NotThereYet { run: id, at })?;
     let stretches = replay.stretches.into_iter().map(StretchDocument::from).collect();
     Ok(ReplayDocument { run: id, at, stretches, state: (&replay.judged).into() })
+}
+
+/// Makes a case of a run for a regression test: its history with all that bears on it, an instant, and the verdict that
+/// it had then. Without an instant it is the one just before the run ended, or now.
+///
+/// # Errors
+/// If there is no such run, it was not there yet, or the store fails.
+pub async fn case(store: Arc<dyn Store>, id: RunId, at: Option<Timestamp>) -> Result<CaseDocument, AskError> {
+    let run = store.run(id).await?.ok_or(AskError::UnknownRun(id))?;
+    let ended = run.outcome.as_ref().filter(|_| run.status.is_terminal()).map(|outcome| outcome.at);
+    let at = match (at, ended) {
+        (Some(at), _) => at,
+        (None, Some(ended)) => ended.minus(Span::from_micros(1)),
+        (None, None) => store.now().await?.max(run.updated_at),
+    };
+    let judged = ask::run_at(store.as_ref(), id, at).await?.ok_or(AskError::NotThereYet { run: id, at })?;
+    let mut history = Vec::new();
+    let mut bundle = Bundle::begin(store, vec![id], With { policy: true, deaf: true }).await?;
+    while let Some(lines) = bundle.next().await? {
+        // What the store wrote is JSON.
+        history.extend(lines.iter().map(|line| serde_json::from_str(&line.text()).unwrap_or_default()));
+    }
+    let charge = judged.verdict.charge;
+    Ok(CaseDocument {
+        name: format!("{} run {id} is {}", run.lane, judged.verdict.liveness),
+        why: explain::sentence(&judged.run, &judged.verdict, &judged.policy, at),
+        at,
+        history,
+        run: id,
+        expect: ExpectDocument {
+            verdict: judged.verdict.liveness,
+            rule: judged.verdict.rule(),
+            charged_seconds: charge.map(|charge| charge.charged.as_seconds()),
+            deaf_seconds: charge.map(|charge| charge.deaf.as_seconds()),
+            lapses_at: judged.verdict.lapses_at(),
+        },
+    })
 }
 
 /// Returns at most `limit` facts of a run after a version. `next` is the version after which the next page begins.

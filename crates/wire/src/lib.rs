@@ -15,6 +15,7 @@
 //! | [`why`] | the verdict and its evidence |
 //! | [`events`] | facts |
 //! | [`replay`] | what the rule said at each instant |
+//! | [`case`](mod@case) | a recorded situation as a regression test |
 //! | [`goal`], [`lane`], [`hold`], [`executor`], [`token`] | what there is beside runs |
 //! | [`problem`] | what went wrong |
 //!
@@ -22,6 +23,7 @@
 
 #[cfg(feature = "store")]
 pub mod answers;
+pub mod case;
 pub mod claim;
 pub mod create;
 pub mod events;
@@ -40,6 +42,7 @@ pub mod token;
 mod whole;
 pub mod why;
 
+pub use case::{CaseDocument, ExpectDocument};
 pub use claim::ClaimRequest;
 pub use create::{ClaimBy, CreateRequest};
 pub use events::{EventDocument, EventsPage};

@@ -36,6 +36,7 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::log::EventRow;
 use crate::observe::Observer;
 use crate::queue::{self, Job, QUEUE_MAX};
 use crate::reaps::ReapTally;
@@ -303,6 +304,13 @@ impl Store for PostgresStore {
 
     async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
         queue::import(&self.writers[0], import).await
+    }
+
+    async fn service_lines(&self) -> Result<Vec<String>, StoreError> {
+        let rows = read!(self.readers, |reader| read::service_rows(reader))?;
+        let line =
+            |row: &EventRow| record::service_line(Timestamp::from_micros(row.recorded_at), row.schema, &row.body);
+        rows.iter().map(line).collect()
     }
 
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {

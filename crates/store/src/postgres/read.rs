@@ -11,7 +11,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::rows::{RUN_COLUMNS, read_event, read_name, read_run, read_segment, read_word};
 use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
-use crate::log::{signed, unsigned};
+use crate::log::{EventRow, signed, unsigned};
 use crate::reaps::{PAGE_ROWS, ReapPage, ReapRow};
 use crate::record::{Stored, decode_run_event, feed_entry, put_in_order};
 use crate::service::ServiceLog;
@@ -50,6 +50,12 @@ fn beacon(row: &PgRow) -> Result<Beacon, StoreError> {
     let promise = row.try_get::<Option<i64>, _>("promise")?.map(Timestamp::from_micros);
     let at = Timestamp::from_micros(row.try_get("recorded_at")?);
     Ok(Beacon { process, role: read_word(row, "role")?, at, promise })
+}
+
+/// The rows of the service events, in the order of their commits.
+pub(super) async fn service_rows(connection: &mut PgConnection) -> Result<Vec<EventRow>, StoreError> {
+    let select = "SELECT * FROM events WHERE run IS NULL ORDER BY position";
+    sqlx::query(select).fetch_all(connection).await?.iter().map(read_event).collect()
 }
 
 /// Reads the log's now.

@@ -27,11 +27,13 @@ use tokio::sync::mpsc;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::log::EventRow;
 use crate::observe::{Observed, Observer};
 use crate::queue::{self, Job};
 use crate::reaps::ReapTally;
 use crate::record;
 use crate::service::ServiceLog;
+use crate::truth::Source;
 use crate::verify::{self, RebuildReport, VerifyReport};
 use crate::{Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Sample, Store, StreamPage};
 
@@ -203,6 +205,14 @@ impl Store for SqliteStore {
 
     async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
         queue::import(&self.writer, import).await
+    }
+
+    async fn service_lines(&self) -> Result<Vec<String>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        let rows = Snapshot(&mut snapshot).service_rows().await?;
+        let line =
+            |row: &EventRow| record::service_line(Timestamp::from_micros(row.recorded_at), row.schema, &row.body);
+        rows.iter().map(line).collect()
     }
 
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {
