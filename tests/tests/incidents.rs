@@ -16,7 +16,11 @@ use serde_json::{Value, json};
 const UNTIL: &str = "2026-05-04T06:00:00Z";
 
 fn generate(place: &Place) {
-    place.json(&["lane", "set", "watcher", "--heartbeat-interval", "20s", "--heartbeat-window", "80s"]);
+    // In force before anything happened.
+    let policy = json!({"heartbeat_interval_seconds": 20, "heartbeat_window_seconds": 80});
+    let set = json!({"recorded_at": "2026-05-01T00:00:00Z", "type": "policy_set", "lane": "watcher", "policy_version": 1,
+        "policy": policy});
+    assert!(place.import(&[set]).status.success());
     place.json(&["generate", "--runs", "200", "--events", "8000", "--seed", "3", "--until", UNTIL]);
 }
 

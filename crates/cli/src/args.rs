@@ -433,6 +433,9 @@ pub(crate) struct SetLane {
     /// How long an attempt may take at all, or `off`.
     #[arg(long)]
     pub(crate) max_runtime: Option<OrOff<Span>>,
+    /// How long a run that beats, and has reported progress, may go on without any, or `off`.
+    #[arg(long)]
+    pub(crate) stall_window: Option<OrOff<Span>>,
     /// How many times a run may be reaped before it stays so.
     #[arg(long)]
     pub(crate) max_attempts: Option<u32>,

@@ -55,6 +55,7 @@ fn show(document: &LaneDocument, form: Output) -> Result<(), Failure> {
         ("claim window", off(terms.claim_window)),
         ("start window", off(terms.start_window)),
         ("max runtime", off(terms.max_runtime)),
+        ("stall window", off(terms.stall_window)),
         ("max attempts", terms.max_attempts.to_string()),
         ("retry backoff", format!("{} to {}", terms.retry_backoff_base, terms.retry_backoff_max)),
         ("hold", hold_in_words(terms)),
@@ -118,6 +119,7 @@ fn changed(mut terms: Terms, arguments: &args::SetLane) -> Terms {
     take(&mut terms.claim_window, arguments.claim_window.map(|window| window.0).as_ref());
     take(&mut terms.start_window, arguments.start_window.map(|window| window.0).as_ref());
     take(&mut terms.max_runtime, arguments.max_runtime.map(|window| window.0).as_ref());
+    take(&mut terms.stall_window, arguments.stall_window.map(|window| window.0).as_ref());
     take(&mut terms.max_attempts, arguments.max_attempts.as_ref());
     take(&mut terms.retry_backoff_base, arguments.retry_backoff_base.as_ref());
     take(&mut terms.retry_backoff_max, arguments.retry_backoff_max.as_ref());

@@ -35,6 +35,10 @@ pub fn reap_message(run: &Run, charge: &Charge) -> String {
             "ran for {charged} (limit {limit}){deaf}: claimed at {since} by {executor}, attempt {attempt}; the lane \
              allows no longer runtime, beating or not"
         ),
+        Rule::NoProgress => format!(
+            "no progress for {charged} (limit {limit}){deaf}: it last changed at {since}, and {executor} has beaten on, \
+             attempt {attempt}; its work hangs, or it reports none any more"
+        ),
     }
 }
 
@@ -176,7 +180,9 @@ pub fn held_lines(held: &[HeldSpan]) -> Vec<String> {
 
 /// Says what was heard of an attempt after its reap, a sentence a line.
 pub fn afterwards_lines(life: &Life, listening: &Listening, executor: Option<&Name>) -> Vec<String> {
-    let Some(reap) = &life.reap else { return Vec::new() };
+    // A run that nobody had claimed has no executor that could be heard of.
+    let of_attempt = |reap: &&Recorded| !matches!(reap.event, RunEvent::TimedOut { attempt: 0, .. });
+    let Some(reap) = life.reap.as_ref().filter(of_attempt) else { return Vec::new() };
     let executor = executor.map_or("its executor", Name::as_str);
     let Some((first, more)) = life.afterwards.split_first() else {
         return vec!["Nothing was heard of it since.".to_owned()];
@@ -253,6 +259,11 @@ fn open(run: &Run, liveness: Liveness, charge: &Charge) -> String {
             "claimed by {executor} at {claimed} and not started yet, attempt {attempt}, {charged} of {limit}{deaf}; \
              it would be reaped after {lapses}"
         ),
+        Rule::NoProgress => format!(
+            "{liveness}: last heard {heard} from {executor}, attempt {attempt}, and its progress last changed at {}, \
+             {charged} of {limit} ago{deaf}; it would be reaped after {lapses}, beating or not",
+            charge.basis.at.time_of_day()
+        ),
         Rule::MaxRuntime | Rule::Unclaimed => format!(
             "{liveness}: last heard {heard} from {executor}, attempt {attempt}; it has run for {charged} of \
              {limit} allowed{deaf} and would be reaped after {lapses}, beating or not"
@@ -282,6 +293,12 @@ fn why_this_rule(run: &Run, charge: &Charge) -> String {
             format!("{rule} governs: claimed and never heard of, and its lane's start window ends first.")
         }
         Rule::MaxRuntime => format!("{rule} governs: of the rules that apply it is the one that ends first."),
+        Rule::NoProgress => {
+            format!(
+                "{rule} governs: it beats, but its progress is the same as at that heartbeat, and its lane's stall \
+                     window ends first."
+            )
+        }
     }
 }
 
@@ -379,6 +396,10 @@ mod tests {
         RunEvent::Heartbeat { attempt: 1, progress: None }
     }
 
+    fn progress(done: u64) -> RunEvent {
+        RunEvent::Heartbeat { attempt: 1, progress: Some(serde_json::json!({"done": done})) }
+    }
+
     fn reaped(message: &str) -> RunEvent {
         let (rule, message) = (Rule::HeartbeatSilence, message.to_owned());
         RunEvent::TimedOut { attempt: 1, rule, evidence: None, message }
@@ -434,8 +455,14 @@ mod tests {
             reap_message_at(65, &[], &policy(|terms| terms.claim_window = minute)),
             reap_message_at(75, &[(10, claimed())], &policy(|terms| terms.start_window = minute)),
             reap_message_at(75, &[(10, claimed()), (70, beat())], &policy(|terms| terms.max_runtime = minute)),
+            reap_message_at(
+                75,
+                &[(5, claimed()), (10, progress(1)), (70, progress(1))],
+                &policy(|terms| terms.stall_window = minute),
+            ),
         ];
-        let beginnings = ["heartbeat silent", "no terminal state", "not claimed", "not started", "ran for"];
+        let beginnings =
+            ["heartbeat silent", "no terminal state", "not claimed", "not started", "ran for", "no progress for"];
         for (message, beginning) in messages.iter().zip(beginnings) {
             assert!(message.starts_with(beginning), "{message}");
             assert!(!message.ends_with('.') && !message.contains('\n'), "one sentence: {message}");
@@ -470,6 +497,16 @@ mod tests {
             let text = sentence_at(second, run, &defaults);
             assert!(text.starts_with(beginning) && text.contains(lapses_at), "{text}");
         }
+    }
+
+    #[test]
+    fn a_run_that_beats_without_progress_says_since_when() {
+        let stalled = run(&[(10, claimed()), (20, progress(1)), (80, progress(1)), (100, beat())]);
+        let hour = policy(|terms| terms.stall_window = Some(Span::from_seconds(120)));
+        let text = sentence_at(110, &stalled, &hour);
+        assert!(text.starts_with("live: last heard 02:01:40Z from mac-7"), "{text}");
+        assert!(text.contains("progress last changed at 02:00:20Z, 1m 30s of 2m ago"), "{text}");
+        assert!(sentence_at(110, &stalled, &LanePolicy::default()).starts_with("alive"), "off by default");
     }
 
     #[test]

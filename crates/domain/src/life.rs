@@ -125,6 +125,10 @@ impl Life {
                 self.beats += 1;
                 self.heard = Some((self.heard.map_or(at, |(first, _)| first), at));
             }
+            // It waited for another attempt that nobody made: what the last one did has nothing to do with it.
+            RunEvent::TimedOut { attempt: 0, .. } if self.asked.is_none() && self.claimed_at.is_some() => {
+                *self = Life { reap: Some(fact.clone()), ..Life::default() };
+            }
             RunEvent::TimedOut { attempt, .. } if self.is_about(*attempt, before) => self.reap = Some(fact.clone()),
             RunEvent::LateSignal { attempt, signal, .. } if self.is_about(*attempt, before) => {
                 self.afterwards.push(Afterwards { signal: *signal, at, adopted: false });
@@ -346,6 +350,19 @@ mod tests {
         let last = life(&facts, 300, &[], &[]);
         assert_eq!((last.claimed_at, last.beats, last.was_probably_wrong()), (Some(at(210)), 2, false));
         assert_eq!(last.nearest.unwrap().left, seconds(170));
+    }
+
+    #[test]
+    fn a_run_that_waited_in_vain_for_another_attempt_is_not_told_of_the_last_one() {
+        let requeued = RunEvent::Requeued { next_attempt: 2, not_before: at(202), by: None, reason: None };
+        let message = "not claimed".to_owned();
+        let unclaimed = RunEvent::TimedOut { attempt: 0, rule: Rule::Unclaimed, evidence: None, message };
+        let late = RunEvent::LateSignal { attempt: 1, signal: Signal::Heartbeat, executor: None };
+        let facts =
+            [(10, claimed(1)), (20, beat(1)), (201, reaped()), (202, requeued), (900, unclaimed.clone()), (901, late)];
+        let life = life(&facts, 1_000, &[], &[]);
+        assert_eq!(life.reap.as_ref().map(|reap| &reap.event), Some(&unclaimed));
+        assert_eq!((life.beats, life.nearest, life.was_probably_wrong()), (0, None, false));
     }
 
     #[test]

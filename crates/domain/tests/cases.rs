@@ -17,7 +17,7 @@ fn every_recorded_situation_gets_its_verdict() {
 }
 
 /// Judges a recorded situation, and panics if it does not get what it must.
-pub fn check(case: &Value) {
+pub(crate) fn check(case: &Value) {
     let name = case["name"].as_str().unwrap();
     let at: Timestamp = case["at"].as_str().unwrap().parse().unwrap();
     let (mut stream, mut policy, mut deaf, mut beacons) = (Vec::new(), LanePolicy::default(), Vec::new(), Vec::new());

@@ -6,15 +6,18 @@ use std::io::Cursor;
 use std::sync::Arc;
 
 use lastbeat_domain::decide::{Command, RunSpec};
+use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::hold::Census;
 use lastbeat_domain::listening::{BeaconRole, Promise};
 use lastbeat_domain::token::TokenSpec;
-use lastbeat_domain::{Rule, RunId, Span, Terms};
+use lastbeat_domain::{Liveness, Rule, RunId, Span, Terms, Timestamp};
 use lastbeat_store::bundle::runs_since;
 use lastbeat_store::generate::{self, Workload};
 use lastbeat_store::secret::Secret;
 use lastbeat_store::{Answer, Bundle, CommandError, ImportError, ReapCount, ReapKind, Store, With, ask, check_import};
-use lastbeat_testkit::{Place, claimant, name, on_each_backend, report, run_id};
+use lastbeat_testkit::{Backend, Place, claimant, name, on_each_backend, report, run_id};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, PgConnection};
 
 const NOW: &str = "2026-05-04T06:00:00Z";
 
@@ -27,6 +30,9 @@ on_each_backend! {
     a_bundle_makes_a_store_that_answers_the_same_of_any_instant,
     a_bundle_is_of_the_runs_that_were_asked_for_and_tells_no_secret,
     a_bundle_goes_into_an_empty_log_only,
+    a_run_that_beats_without_progress_is_reaped_and_one_that_makes_some_is_not,
+    whoever_beats_is_told_when_it_lapses_for_want_of_progress,
+    a_first_progress_arms_the_run_anew,
 }
 
 async fn one(store: &dyn Store, command: Command) -> Result<Answer, CommandError> {
@@ -214,8 +220,7 @@ async fn a_bundle_makes_a_store_that_answers_the_same_of_any_instant(place: Plac
     let checked = check_import(Cursor::new(text), copy.now().await.unwrap()).unwrap();
     copy.import(checked).await.unwrap();
     assert_eq!(copy.verify(&|_, _| ()).await.unwrap().damage, []);
-    let (run, begin) =
-        (whole.run(run_id(1)).await.unwrap().unwrap(), NOW.parse::<lastbeat_domain::Timestamp>().unwrap());
+    let (run, begin) = (whole.run(run_id(1)).await.unwrap().unwrap(), NOW.parse::<Timestamp>().unwrap());
     let (mut seen, mut deaf) = (std::collections::BTreeSet::new(), 0);
     for second in (0..2_000_u64).step_by(3) {
         let at = begin.minus(Span::from_seconds(2)).plus(Span::from_seconds(second));
@@ -230,7 +235,7 @@ async fn a_bundle_makes_a_store_that_answers_the_same_of_any_instant(place: Plac
         assert_eq!((&first.judged.run, &first.judged.policy), (&second.judged.run, &second.judged.policy), "at {at}");
         assert_eq!((&first.judged.listening, &first.life), (&second.judged.listening, &second.life), "at {at}");
         let held = |log: &lastbeat_store::ServiceLog| log.held_between(&run.lane, begin, at);
-        assert_eq!(held(&*whole.service_log().await.unwrap()), held(&*copy.service_log().await.unwrap()), "at {at}");
+        assert_eq!(held(&whole.service_log().await.unwrap()), held(&copy.service_log().await.unwrap()), "at {at}");
         seen.insert(first.judged.verdict.liveness);
         deaf += u32::from(first.judged.listening.deaf_since().is_some());
     }
@@ -253,7 +258,7 @@ async fn a_bundle_is_of_the_runs_that_were_asked_for_and_tells_no_secret(place: 
     one(store, Command::IssueToken { token: name("t1"), spec: Box::new(spec), by: name("ada") }).await.unwrap();
     let all = runs_since(store, None, None).await.unwrap();
     assert_eq!(all, [run_id(1), run_id(2)]);
-    let since = NOW.parse::<lastbeat_domain::Timestamp>().unwrap().plus(Span::from_seconds(100));
+    let since = NOW.parse::<Timestamp>().unwrap().plus(Span::from_seconds(100));
     assert_eq!(runs_since(store, None, Some(since)).await.unwrap(), [run_id(1)]);
     assert_eq!(runs_since(store, Some(&name("nothing")), None).await.unwrap(), []);
     let text = bundled(&whole, vec![run_id(1)], With { policy: true, deaf: true }).await;
@@ -278,4 +283,190 @@ async fn a_bundle_goes_into_an_empty_log_only(place: Place) {
     assert!(matches!(copy.import(checked).await, Err(ImportError::LogNotEmpty { line: 1 })));
     let twice = check_import(Cursor::new(only_beacons.repeat(2)), copy.now().await.unwrap());
     assert!(twice.unwrap_err().to_string().contains("line 2: there is a beacon of process `bundled-1` already"));
+}
+
+async fn stall_window(store: &dyn Store, seconds: u64) {
+    let terms = Box::new(Terms { stall_window: Some(Span::from_seconds(seconds)), ..Terms::default() });
+    let lane = name("watcher");
+    one(store, Command::SetPolicy { lane, terms, expected_version: None, by: None }).await.unwrap();
+}
+
+fn progress(run: RunId, done: u64) -> Command {
+    Command::Heartbeat { report: report(run, 1, "c"), progress: Some(serde_json::json!({"done": done, "total": 9})) }
+}
+
+/// Lets a run beat each 30 s for as long, with the progress, if any.
+async fn go_on(place: &Place, store: &dyn Store, runs: &[(RunId, Option<u64>)], beats: u64) {
+    for _ in 0..beats {
+        place.clock.advance(Span::from_seconds(30));
+        let beats = runs.iter().map(|(run, done)| done.map_or_else(|| beat(*run), |done| progress(*run, done)));
+        for outcome in store.execute(beats.collect()).await {
+            outcome.unwrap();
+        }
+    }
+}
+
+async fn a_run_that_beats_without_progress_is_reaped_and_one_that_makes_some_is_not(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    stall_window(store, 300).await;
+    // One repeats itself, one says nothing more, one goes on, one never told of any.
+    let runs = [1, 2, 3, 4].map(run_id);
+    for run in runs {
+        beating(store, run).await;
+    }
+    for run in &runs[..3] {
+        one(store, progress(*run, 1)).await.unwrap();
+    }
+    let changed = store.run(runs[0]).await.unwrap().unwrap().progress_changed.unwrap();
+    go_on(&place, store, &[(runs[0], Some(1)), (runs[1], None), (runs[2], Some(1)), (runs[3], None)], 5).await;
+    assert_eq!(store.run(runs[0]).await.unwrap().unwrap().progress_changed, Some(changed), "the same is no progress");
+    go_on(&place, store, &[(runs[0], Some(1)), (runs[1], None), (runs[2], Some(2)), (runs[3], None)], 6).await;
+    let now = store.now().await.unwrap();
+    let due: Vec<RunId> = store.due(now, 10).await.unwrap().into_iter().map(|due| due.judged.run.id).collect();
+    for (run, expected) in runs.into_iter().zip([Liveness::Lapsed, Liveness::Lapsed, Liveness::Live, Liveness::Live]) {
+        let judged = ask::run(store, run).await.unwrap().unwrap();
+        assert_eq!(judged.verdict.liveness, expected, "{run}");
+        // Of the one that goes on the silence would end later.
+        let rule = if run == runs[3] { Rule::HeartbeatSilence } else { Rule::NoProgress };
+        assert_eq!(judged.verdict.rule(), Some(rule), "{run}");
+        let lapsed = expected == Liveness::Lapsed;
+        assert!(!lapsed || due.contains(&run), "{run} is lapsed and not due");
+    }
+    let answer = one(store, Command::Reap { run: runs[1], by: name("sweeper"), by_hand: None }).await.unwrap();
+    let RunEvent::TimedOut { rule, evidence: Some(evidence), message, .. } = &answer.appended[0].event else {
+        panic!("no reap: {answer:?}")
+    };
+    assert_eq!((*rule, evidence.basis.version, evidence.window), (Rule::NoProgress, 4, Span::from_seconds(300)));
+    assert!(message.starts_with("no progress for 5m") && message.contains("mac-7 has beaten on"), "{message}");
+    let refused = one(store, Command::Reap { run: runs[2], by: name("sweeper"), by_hand: None }).await;
+    assert!(refused.is_err());
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+    assert_eq!(store.rebuild(&|_, _| ()).await.unwrap().differed, 0);
+    let again = place.store("a").await;
+    assert_eq!(again.run(runs[0]).await.unwrap().unwrap().progress_changed, Some(changed));
+}
+
+async fn whoever_beats_is_told_when_it_lapses_for_want_of_progress(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    let runs = [1, 2, 3].map(run_id);
+    for run in runs {
+        beating(store, run).await;
+    }
+    one(store, progress(runs[0], 1)).await.unwrap();
+    place.clock.advance(Span::from_seconds(60));
+    one(store, progress(runs[1], 1)).await.unwrap();
+    stall_window(store, 200).await;
+    place.clock.advance(Span::from_seconds(100));
+    // What a heartbeat is answered by may be half a second old.
+    store.service_log().await.unwrap();
+    // All in one batch, and one by one: the same answer as the rule's.
+    let together = store.execute(runs.map(beat).to_vec()).await;
+    for (outcome, run) in together.into_iter().zip(runs) {
+        let heard = outcome.unwrap().heard.unwrap();
+        let judged = ask::run(store, run).await.unwrap().unwrap();
+        assert_eq!(heard.lapses_at, judged.verdict.lapses_at(), "{run}");
+        let rule = if run == runs[2] { Rule::HeartbeatSilence } else { Rule::NoProgress };
+        assert_eq!(judged.verdict.rule(), Some(rule), "{run}");
+    }
+    let changed = store.run(runs[0]).await.unwrap().unwrap().progress_changed.unwrap();
+    let heard = one(store, beat(runs[0])).await.unwrap().heard.unwrap();
+    assert_eq!(heard.lapses_at, Some(changed.at.plus(Span::from_seconds(200))));
+}
+
+async fn a_first_progress_arms_the_run_anew(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    stall_window(store, 60).await;
+    beating(store, run_id(1)).await;
+    let first = store.next_due().await.unwrap().unwrap();
+    place.clock.advance(Span::from_seconds(10));
+    one(store, progress(run_id(1), 1)).await.unwrap();
+    let lapses_at = ask::run(store, run_id(1)).await.unwrap().unwrap().verdict.lapses_at().unwrap();
+    let armed = store.next_due().await.unwrap().unwrap();
+    assert!(armed <= lapses_at && armed < first, "armed at {armed}, lapses at {lapses_at}, first {first}");
+    // A plain heartbeat moves neither.
+    place.clock.advance(Span::from_seconds(10));
+    one(store, beat(run_id(1))).await.unwrap();
+    assert_eq!(store.next_due().await.unwrap(), Some(armed));
+    assert_eq!(ask::run(store, run_id(1)).await.unwrap().unwrap().verdict.lapses_at(), Some(lapses_at));
+}
+
+/// Runs whose progress changed, stayed as it was, changed back, was of an earlier attempt, or was never told of.
+async fn with_progress(place: &Place) -> Vec<lastbeat_domain::Run> {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    let tell = async |run: RunId, attempt: u32, progress: serde_json::Value| {
+        place.clock.advance(Span::from_seconds(1));
+        let report = lastbeat_domain::decide::Report { attempt, ..report(run, attempt, "c") };
+        one(store, Command::Heartbeat { report, progress: Some(progress) }).await.unwrap();
+    };
+    for number in 1..=5 {
+        beating(store, run_id(number)).await;
+    }
+    for done in [1, 1, 2, 1, 1] {
+        tell(run_id(1), 1, serde_json::json!({"done": done, "note": "a \u{0} and a \" in it"})).await;
+        one(store, beat(run_id(1))).await.unwrap();
+    }
+    for progress in [serde_json::json!(0.5), serde_json::json!(0.5)] {
+        tell(run_id(2), 1, progress).await;
+    }
+    tell(run_id(3), 1, serde_json::json!(7)).await;
+    let failure = "no disk".to_owned();
+    one(store, Command::Fail { report: report(run_id(3), 1, "c"), error: failure }).await.unwrap();
+    one(store, Command::Requeue { run: run_id(3), by: name("ada"), reason: None }).await.unwrap();
+    one(store, Command::ClaimRun { run: run_id(3), claimant: claimant("mac-8", "c") }).await.unwrap();
+    tell(run_id(4), 1, serde_json::json!(1)).await;
+    one(store, Command::Complete { report: report(run_id(4), 1, "c"), output: None }).await.unwrap();
+    let mut runs = Vec::new();
+    for number in 1..=5 {
+        runs.push(store.run(run_id(number)).await.unwrap().unwrap());
+    }
+    store.close().await;
+    let changed: Vec<bool> = runs.iter().map(|run| run.progress_changed.is_some()).collect();
+    assert_eq!(changed, [true, true, false, true, false]);
+    runs
+}
+
+async fn is_as_it_was(place: &Place, runs: &[lastbeat_domain::Run]) {
+    let store = place.store("a").await;
+    for run in runs {
+        assert_eq!(store.run(run.id).await.unwrap().as_ref(), Some(run));
+    }
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+#[tokio::test]
+async fn a_file_of_an_older_schema_learns_when_progress_last_changed() {
+    let place = Place::at(NOW);
+    let runs = with_progress(&place).await;
+    let statements = "DROP INDEX events_reaps; DROP INDEX events_reaps_of; \
+        ALTER TABLE runs DROP COLUMN progress_changed_at; ALTER TABLE runs DROP COLUMN progress_changed_version; \
+        PRAGMA user_version = 4;";
+    let mut shell = SqliteConnectOptions::new().filename(place.file("a.db")).connect().await.unwrap();
+    sqlx::raw_sql(statements).execute(&mut shell).await.unwrap();
+    shell.close().await.unwrap();
+    is_as_it_was(&place, &runs).await;
+}
+
+#[tokio::test]
+async fn a_database_of_an_older_schema_learns_when_progress_last_changed() {
+    let place = Place::on(Backend::Postgres, NOW);
+    let runs = with_progress(&place).await;
+    let url = place.database("a").await;
+    let statements = "DROP INDEX events_reaps; DROP INDEX events_reaps_of; \
+        UPDATE runs SET rest = regexp_replace(rest, ',\"progress_changed\":\\[\\d+,\\d+\\]', ''); \
+        DELETE FROM lastbeat_schema WHERE version > 1";
+    let mut shell = PgConnection::connect(&url).await.unwrap();
+    sqlx::raw_sql(statements).execute(&mut shell).await.unwrap();
+    let left: i64 = sqlx::query_scalar("SELECT count(*) FROM runs WHERE strpos(rest, 'progress_changed') > 0")
+        .fetch_one(&mut shell)
+        .await
+        .unwrap();
+    assert_eq!(left, 0, "nothing of it is left");
+    shell.close().await.unwrap();
+    let versions = lastbeat_store::postgres::migrate(&url).await.unwrap();
+    assert_eq!(versions.0, 1);
+    is_as_it_was(&place, &runs).await;
 }

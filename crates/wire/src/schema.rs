@@ -165,6 +165,9 @@ pub struct Policy {
     /// How long an attempt may take at all.
     #[schema(exclusive_minimum = 0)]
     pub max_runtime_seconds: Option<f64>,
+    /// How long a run that beats, and has reported progress, may go on without any.
+    #[schema(exclusive_minimum = 0)]
+    pub stall_window_seconds: Option<f64>,
     /// How many times a run may be reaped before it stays so.
     #[schema(minimum = 1, default = 1, required = false)]
     pub max_attempts: u32,

@@ -335,7 +335,7 @@ impl WhyDocument {
             adopted: said.adopted,
         });
         self.afterwards = afterwards.collect();
-        self.probably_wrong = Some(life.was_probably_wrong());
+        self.probably_wrong = Some(life.was_probably_wrong()).filter(|_| self.attempt > 0);
         self.window_needed_seconds = life.window_needed(seen.listening);
         self
     }

@@ -365,6 +365,7 @@ async fn transact(
     }
     let mask = taken.mask(commands.len());
     if !taken.beats.is_empty() && mask.iter().all(|taken| *taken) {
+        taken.read_progress(connection, &known, at).await?;
         let row = taken.row(0, at);
         let (commit, mark) = (taken.commit(&row), Mark::of_row(&row));
         let outcomes = in_order(commands.len(), taken.answers(&known, at), &mask, Vec::new());
@@ -379,6 +380,7 @@ async fn transact(
     recent.keep(shared, &service);
     let (decided, mark, beacon, noted) = decide(connection, shared, &rest, (ground, service, head, clocks)).await?;
     let mark = mark.or(heard);
+    taken.read_progress(connection, &known, at).await?;
     let outcomes = in_order(commands.len(), taken.answers(&known, at), &mask, decided);
     Ok(Pending { transaction, mark, outcomes, beacon, commit: "COMMIT".to_owned(), noted })
 }
