@@ -184,15 +184,22 @@ pub fn afterwards_lines(life: &Life, listening: &Listening, executor: Option<&Na
     let of_attempt = |reap: &&Recorded| !matches!(reap.event, RunEvent::TimedOut { attempt: 0, .. });
     let Some(reap) = life.reap.as_ref().filter(of_attempt) else { return Vec::new() };
     let executor = executor.map_or("its executor", Name::as_str);
+    let every = life.every(listening).map(|every| format!("Until then it was heard of every {every}."));
+    let mut lines: Vec<String> = every.into_iter().collect();
     let Some((first, more)) = life.afterwards.split_first() else {
-        return vec!["Nothing was heard of it since.".to_owned()];
+        lines.push("Nothing was heard of it since.".to_owned());
+        return lines;
     };
+    let after = first.at.since(reap.recorded_at);
+    let said_first = said(first.signal);
+    lines.push(format!("{executor} spoke {after} after the reap: {said_first}."));
+    lines.extend(more.iter().map(|more| format!("Then it said at {}: {}.", more.at, said(more.signal))));
     let window = life.window_needed(listening);
     let enough = window.map_or_else(String::new, |window| format!("; a limit of {window} would have let it live"));
-    let after = first.at.since(reap.recorded_at);
-    let said = said(first.signal);
-    let mut lines = vec![format!("This reap was probably wrong: {executor} spoke {after} later ({said}){enough}.")];
-    lines.extend(more.iter().map(|more| format!("Then it said at {}: {}.", more.at, self::said(more.signal))));
+    lines.push(match life.contradiction() {
+        Some(_) => format!("So this reap was probably wrong{enough}."),
+        None => "That was known when it was reaped, so it says nothing against it.".to_owned(),
+    });
     if let Some(adopted) = life.afterwards.iter().find(|said| said.adopted) {
         lines.push(format!("Its work was taken at {}, so nothing of it was lost.", adopted.at));
     }
@@ -590,13 +597,16 @@ mod tests {
     #[test]
     fn what_was_heard_after_a_reap_is_told_with_its_delay() {
         let late = |signal| RunEvent::LateSignal { attempt: 1, signal, executor: None };
-        let facts = [(10, claimed()), (20, beat()), (201, reaped("silent")), (213, late(Signal::Heartbeat))];
+        let facts =
+            [(10, claimed()), (20, beat()), (50, beat()), (231, reaped("silent")), (243, late(Signal::Heartbeat))];
         let listening = Listening::default();
         let mac = Name::new("mac-7").unwrap();
-        let silent = afterwards_lines(&looked_back_at(205, &facts[..3]), &listening, Some(&mac));
-        assert_eq!(silent, ["Nothing was heard of it since."]);
+        let regular = "Until then it was heard of every 30s.";
+        let silent = afterwards_lines(&looked_back_at(235, &facts[..4]), &listening, Some(&mac));
+        assert_eq!(silent, [regular, "Nothing was heard of it since."]);
         let spoke = afterwards_lines(&looked_back_at(400, &facts), &listening, Some(&mac));
-        assert_eq!(spoke, ["This reap was probably wrong: mac-7 spoke 12s later (it still works)."]);
+        let told = ["mac-7 spoke 12s after the reap: it still works.", "So this reap was probably wrong."];
+        assert_eq!(spoke, [regular, told[0], told[1]]);
     }
 
     #[test]

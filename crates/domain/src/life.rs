@@ -152,16 +152,23 @@ impl Life {
         (self.beats > 1).then(|| Span::from_micros(charged / (self.beats - 1)))
     }
 
-    /// Says whether the executor was heard of after the reap, so that it was probably wrong.
+    /// Says whether the executor said something after the reap that [contradicts](Rule::is_contradicted_by) it, so that it
+    /// was probably wrong.
     pub fn was_probably_wrong(&self) -> bool {
-        self.reap.is_some() && !self.afterwards.is_empty()
+        self.contradiction().is_some()
     }
 
-    /// Returns the shortest window of the rule under which the reap would not have happened before the executor spoke;
-    /// `None` if it did not speak, or nothing is known of what the reap rested on.
+    /// Returns the first word of the executor that contradicts the reap.
+    pub fn contradiction(&self) -> Option<Afterwards> {
+        let RunEvent::TimedOut { rule, .. } = self.reap.as_ref()?.event else { return None };
+        self.afterwards.iter().find(|said| rule.is_contradicted_by(said.signal)).copied()
+    }
+
+    /// Returns the shortest window of the rule under which the reap would not have happened before the executor
+    /// contradicted it; `None` if it did not, or nothing is known of what the reap rested on.
     pub fn window_needed(&self, listening: &Listening) -> Option<Span> {
         let RunEvent::TimedOut { evidence: Some(evidence), .. } = &self.reap.as_ref()?.event else { return None };
-        let spoke = self.afterwards.first()?;
+        let spoke = self.contradiction()?;
         Some(listening.charged(evidence.basis.at, spoke.at))
     }
 
@@ -330,6 +337,22 @@ mod tests {
         assert_eq!(said, [(Signal::Heartbeat, at(213), false), (Signal::Completed, at(230), true)]);
         assert!(life.was_probably_wrong());
         assert_eq!(life.window_needed(&Listening::default()), None, "an imported reap has no evidence");
+    }
+
+    #[test]
+    fn a_heartbeat_contradicts_no_reap_of_a_run_that_was_known_to_beat() {
+        let message = "no progress".to_owned();
+        let stalled = RunEvent::TimedOut { attempt: 1, rule: Rule::NoProgress, evidence: None, message };
+        let late = |signal| RunEvent::LateSignal { attempt: 1, signal, executor: None };
+        let facts = [
+            (10, claimed(1)),
+            (20, beat(1)),
+            (201, stalled),
+            (213, late(Signal::Heartbeat)),
+            (230, late(Signal::Completed)),
+        ];
+        assert!(!life(&facts[..4], 300, &[], &[]).was_probably_wrong());
+        assert_eq!(life(&facts, 300, &[], &[]).contradiction().map(|said| said.at), Some(at(230)));
     }
 
     #[test]

@@ -55,6 +55,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::Signal;
 use crate::listening::Listening;
 use crate::policy::LanePolicy;
 use crate::run::{Run, Status};
@@ -82,6 +83,16 @@ impl Rule {
     /// All rules, in the order in which ties are settled.
     pub const ALL: [Rule; 6] =
         [Rule::HeartbeatSilence, Rule::CoarseTtl, Rule::Unclaimed, Rule::Unstarted, Rule::MaxRuntime, Rule::NoProgress];
+
+    /// Says whether a reap by this rule was probably wrong if its executor said that afterwards. Where silence was held
+    /// against it, any word of it contradicts that. Where it was known to be alive, a heartbeat is no news: only that the
+    /// work is done shows that it should have been let alone.
+    pub const fn is_contradicted_by(self, signal: Signal) -> bool {
+        match self {
+            Rule::HeartbeatSilence | Rule::CoarseTtl | Rule::Unclaimed | Rule::Unstarted => true,
+            Rule::MaxRuntime | Rule::NoProgress => matches!(signal, Signal::Completed),
+        }
+    }
 
     /// Returns the word for it in JSON and tables.
     pub const fn as_str(self) -> &'static str {

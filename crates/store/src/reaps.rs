@@ -1,14 +1,15 @@
 //! How often reaps were wrong: the reaps of a store, and those of which the executor was heard afterwards.
 //!
-//! A reap was probably wrong if its executor spoke about that attempt later: by a late signal, or by a completion that
-//! was adopted. It counts once, however often that happened. The counts follow from the log alone. They are kept in memory
+//! A reap was probably wrong if its executor spoke about that attempt later, by a late signal or by a completion that was
+//! adopted, and what it said [contradicts](Rule::is_contradicted_by) the rule: that a run still beats is no news where it
+//! was reaped for want of progress. It counts once, however often that happened. The counts follow from the log alone. They are kept in memory
 //! and brought up to date by the rows that came since, which an index finds that holds nothing else: so the first look
 //! costs as much as there were reaps, and each further one next to nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use lastbeat_domain::event::RunEvent;
+use lastbeat_domain::event::{RunEvent, Signal};
 use lastbeat_domain::{Name, Recorded, Rule, RunId, Span, Timestamp};
 use uuid::Uuid;
 
@@ -36,7 +37,7 @@ pub struct ReapKind {
 pub struct ReapCount {
     /// All of them.
     pub reaped: u64,
-    /// Those of which the executor was heard afterwards.
+    /// Those that the executor contradicted afterwards.
     pub wrong: u64,
 }
 
@@ -96,8 +97,9 @@ impl ReapTally {
                 RunEvent::LateSignal { attempt, .. } | RunEvent::Completed { attempt, late: true, .. } => attempt,
                 _ => continue,
             };
-            let before = histories.get(&row.run).into_iter().flatten().filter(|earlier| earlier.version < fact.version);
-            if let Some(reap) = first_word_about(before, attempt) {
+            let history = histories.get(&row.run).into_iter().flatten();
+            let until = history.filter(|earlier| earlier.version <= fact.version);
+            if let Some(reap) = first_contradiction(until, attempt, fact.version) {
                 tally.note(lane, reap, service, |count| count.wrong += 1);
             }
         }
@@ -111,21 +113,28 @@ impl ReapTally {
     }
 }
 
-/// Returns the reap of an attempt, unless its executor spoke before.
-fn first_word_about<'a>(history: impl Iterator<Item = &'a Recorded>, about: u32) -> Option<&'a Recorded> {
-    let mut reap = None;
+/// Returns the reap of an attempt if the fact at that version is the first that contradicts it.
+fn first_contradiction<'a>(
+    history: impl Iterator<Item = &'a Recorded>,
+    about: u32,
+    version: u64,
+) -> Option<&'a Recorded> {
+    let mut reaped = None;
     for fact in history {
-        match fact.event {
-            RunEvent::TimedOut { attempt, .. } if attempt == about => reap = Some(fact),
-            RunEvent::LateSignal { attempt, .. } | RunEvent::Completed { attempt, late: true, .. }
-                if attempt == about =>
-            {
-                return None;
+        let (attempt, signal) = match fact.event {
+            RunEvent::TimedOut { attempt, rule, .. } if attempt == about => {
+                reaped = Some((fact, rule));
+                continue;
             }
-            _ => {}
+            RunEvent::LateSignal { attempt, signal, .. } => (attempt, signal),
+            RunEvent::Completed { attempt, late: true, .. } => (attempt, Signal::Completed),
+            _ => continue,
+        };
+        if let Some((reap, _)) = reaped.filter(|(_, rule)| attempt == about && rule.is_contradicted_by(signal)) {
+            return (fact.version == version).then_some(reap);
         }
     }
-    reap
+    None
 }
 
 /// A row of `events` that is a reap, or something that was said after one.

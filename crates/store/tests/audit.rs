@@ -339,6 +339,14 @@ async fn a_run_that_beats_without_progress_is_reaped_and_one_that_makes_some_is_
     };
     assert_eq!((*rule, evidence.basis.version, evidence.window), (Rule::NoProgress, 4, Span::from_seconds(300)));
     assert!(message.starts_with("no progress for 5m") && message.contains("mac-7 has beaten on"), "{message}");
+    // That it still beats is no news; that it is done would show that it should have been let alone.
+    let count = || async {
+        counts(store).await.into_iter().map(|(rule, _, all, wrong)| (rule, all, wrong)).collect::<Vec<_>>()
+    };
+    one(store, beat(runs[1])).await.unwrap_err();
+    assert_eq!(count().await, [(Rule::NoProgress, 1, 0)]);
+    one(store, Command::Complete { report: report(runs[1], 1, "c"), output: None }).await.unwrap();
+    assert_eq!(count().await, [(Rule::NoProgress, 1, 1)]);
     let refused = one(store, Command::Reap { run: runs[2], by: name("sweeper"), by_hand: None }).await;
     assert!(refused.is_err());
     assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::hold::{HeldSpan, HoldState};
+use lastbeat_domain::run::Outcome;
 use lastbeat_domain::{Liveness, Name, Recorded, Rule, RunId, Span, Status, Terms, Timestamp, explain};
 use lastbeat_store::ask::LookedBack;
 use lastbeat_store::{
@@ -269,7 +270,14 @@ pub async fn replay(store: &dyn Store, id: RunId, at: Option<Timestamp>) -> Resu
 /// If there is no such run, it was not there yet, or the store fails.
 pub async fn case(store: Arc<dyn Store>, id: RunId, at: Option<Timestamp>) -> Result<CaseDocument, AskError> {
     let run = store.run(id).await?.ok_or(AskError::UnknownRun(id))?;
-    let ended = run.outcome.as_ref().filter(|_| run.status.is_terminal()).map(|outcome| outcome.at);
+    // What was adopted had ended before, by the reap.
+    let ended = match &run.outcome {
+        Some(Outcome { event: RunEvent::Completed { attempt, late: true, .. }, .. }) => {
+            run.reaped_attempt(*attempt).map(|reaped| reaped.at)
+        }
+        Some(outcome) if run.status.is_terminal() => Some(outcome.at),
+        _ => None,
+    };
     let at = match (at, ended) {
         (Some(at), _) => at,
         (None, Some(ended)) => ended.minus(Span::from_micros(1)),
@@ -291,7 +299,7 @@ pub async fn case(store: Arc<dyn Store>, id: RunId, at: Option<Timestamp>) -> Re
         run: id,
         expect: ExpectDocument {
             verdict: judged.verdict.liveness,
-            rule: judged.verdict.rule(),
+            rule: (judged.verdict.liveness != Liveness::Settled).then(|| judged.verdict.rule()),
             charged_seconds: charge.map(|charge| charge.charged.as_seconds()),
             deaf_seconds: charge.map(|charge| charge.deaf.as_seconds()),
             lapses_at: judged.verdict.lapses_at(),

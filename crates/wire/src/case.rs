@@ -1,11 +1,11 @@
 //! A recorded situation and the verdict that it must get: a regression test as data.
 
 use lastbeat_domain::{Liveness, Rule, RunId, Timestamp};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::Value;
 
 /// A recorded situation: what `export --as-case` writes a list of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct CaseDocument {
     /// What it is called.
     pub name: String,
@@ -21,20 +21,22 @@ pub struct CaseDocument {
     pub expect: ExpectDocument,
 }
 
-/// The verdict that a recorded situation must get. What has no meaning is left out, the rule aside.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// The verdict that a recorded situation must get. What has no meaning is left out.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ExpectDocument {
     /// The verdict.
     pub verdict: Liveness,
-    /// The rule that governs, if one does.
-    pub rule: Option<Rule>,
+    /// The rule that governs, null if none does. Left out of a run that is settled: `why` names the rule by which it was
+    /// reaped, and the verdict none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Option<Rule>>,
     /// How much is charged.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub charged_seconds: Option<f64>,
     /// How much is not, because nobody listened.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub deaf_seconds: Option<f64>,
     /// When the run lapses.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub lapses_at: Option<Timestamp>,
 }
