@@ -7,7 +7,9 @@
 #[path = "../../crates/domain/tests/cases.rs"]
 mod rule;
 
-use lastbeat_acceptance::{Numbers, Place};
+use std::process::Stdio;
+
+use lastbeat_acceptance::{Numbers, Place, Started, until};
 use lastbeat_domain::{Span, Timestamp};
 use lastbeat_testkit::postgres::Cluster;
 use serde_json::{Value, json};
@@ -84,6 +86,33 @@ fn a_bundle_answers_every_why_as_the_store_did() {
     let error = file.error(&["export", "--run", "01930000-0000-7000-8000-0000000000ff"]);
     assert_eq!(error["code"], "unknown_run");
     assert_eq!(file.run(&["export", "--with-policy"]).status.code(), Some(2), "of which runs?");
+}
+
+#[test]
+fn a_bundle_comes_through_a_server_as_from_the_store() {
+    let place = Place::default();
+    generate(&place);
+    let runs = place.json(&["run", "list", "--status", "timed_out", "--limit", "1"])["runs"].clone();
+    let id = runs[0]["run"].as_str().unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    let server = Started::new(place.lastbeat(&["serve", "--listen", &address]).stderr(Stdio::null()));
+    until("the server listens", || std::net::TcpStream::connect(&address).is_ok());
+    let url = format!("http://{address}");
+    let ask = ["export", "--server", &url, "--run", id, "--with-policy", "--with-deaf"];
+    let bundle = place.run(&ask);
+    assert!(bundle.status.success(), "{}", String::from_utf8_lossy(&bundle.stderr));
+    let copy = Place::default();
+    std::fs::write(copy.file("bundle.jsonl"), &bundle.stdout).unwrap();
+    copy.json(&["import", "bundle.jsonl"]);
+    let why = ["why", id, "--at", UNTIL];
+    assert_eq!(copy.json(&why), place.json(&why));
+    for arguments in [&ask[..5], &["export", "--server", &url], &["export", "--server", &url, "--run", id, "--as-case"]]
+    {
+        assert_eq!(place.error(arguments)["code"], "needs_database", "{arguments:?}");
+    }
+    drop(server);
 }
 
 #[test]

@@ -10,8 +10,29 @@ use lastbeat_wire::answers;
 
 use crate::args;
 use crate::failure::Failure;
+use crate::place::Place;
+use crate::target::needs_database;
 
-pub(crate) async fn export(store: Arc<dyn Store>, arguments: args::Export) -> Result<(), Failure> {
+pub(crate) async fn through(place: &Place, arguments: args::Export) -> Result<(), Failure> {
+    let api = match place {
+        Place::Store(store) => return export(Arc::clone(store), arguments).await,
+        Place::Server(api) => api,
+    };
+    // A server gives bundles, whole and one run at a time.
+    let [run] = arguments.runs[..] else { return Err(needs_database("export")) };
+    if arguments.as_case || !(arguments.with_policy && arguments.with_deaf) {
+        let message = "a server exports one run as a whole: give --run once, --with-policy and --with-deaf, or name the \
+                       database with --database";
+        return Err(Failure::new("needs_database", message));
+    }
+    let text = api.bundle(run).await?;
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+async fn export(store: Arc<dyn Store>, arguments: args::Export) -> Result<(), Failure> {
     let args::Export { runs, goal, since, with_policy, with_deaf, as_case, at } = arguments;
     let mut out = BufWriter::new(std::io::stdout());
     if as_case {
