@@ -326,19 +326,19 @@ pub async fn history(store: &dyn Store, id: RunId, after: u64, limit: usize) -> 
 /// # Errors
 /// If the store fails.
 pub async fn lane(store: &dyn Store, lane: &Name) -> Result<LaneDocument, AskError> {
-    let (service, now) = (store.service_log().await?, store.now().await?);
-    shown_lane(store, &service, now, lane).await
+    let (service, now, reaps) = (store.service_log().await?, store.now().await?, store.reap_tally().await?);
+    shown_lane(store, &service, &reaps, now, lane).await
 }
 
 async fn shown_lane(
     store: &dyn Store,
     service: &ServiceLog,
+    reaps: &ReapTally,
     now: Timestamp,
     lane: &Name,
 ) -> Result<LaneDocument, AskError> {
     let runs: BTreeMap<Status, u64> = store.count(lane).await?;
-    let reaps = store.reap_tally().await?;
-    Ok(LaneDocument::of(lane.clone(), service.policy(lane, now), runs, FalseReapsDocument::of(&reaps, lane)))
+    Ok(LaneDocument::of(lane.clone(), service.policy(lane, now), runs, FalseReapsDocument::of(reaps, lane)))
 }
 
 /// Shows all lanes.
@@ -346,10 +346,10 @@ async fn shown_lane(
 /// # Errors
 /// If the store fails.
 pub async fn lanes(store: &dyn Store) -> Result<LanesPage, AskError> {
-    let (service, now) = (store.service_log().await?, store.now().await?);
+    let (service, now, reaps) = (store.service_log().await?, store.now().await?, store.reap_tally().await?);
     let mut lanes = Vec::new();
     for lane in store.lanes().await? {
-        lanes.push(shown_lane(store, &service, now, &lane).await?);
+        lanes.push(shown_lane(store, &service, &reaps, now, &lane).await?);
     }
     Ok(LanesPage { lanes, next: None })
 }
