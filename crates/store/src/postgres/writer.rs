@@ -362,10 +362,10 @@ async fn transact(
     if !plain.is_empty() {
         taken = beats::accept(connection, &plain, at, &known).await?;
         recent.lane = taken.usual_lane().or_else(|| known.lane.clone());
+        taken.read_progress(connection, &known, at).await?;
     }
     let mask = taken.mask(commands.len());
     if !taken.beats.is_empty() && mask.iter().all(|taken| *taken) {
-        taken.read_progress(connection, &known, at).await?;
         let row = taken.row(0, at);
         let (commit, mark) = (taken.commit(&row), Mark::of_row(&row));
         let outcomes = in_order(commands.len(), taken.answers(&known, at), &mask, Vec::new());
@@ -380,7 +380,6 @@ async fn transact(
     recent.keep(shared, &service);
     let (decided, mark, beacon, noted) = decide(connection, shared, &rest, (ground, service, head, clocks)).await?;
     let mark = mark.or(heard);
-    taken.read_progress(connection, &known, at).await?;
     let outcomes = in_order(commands.len(), taken.answers(&known, at), &mask, decided);
     Ok(Pending { transaction, mark, outcomes, beacon, commit: "COMMIT".to_owned(), noted })
 }
