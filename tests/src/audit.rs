@@ -55,6 +55,8 @@ impl Audit {
         for text in export.lines() {
             match Line::parse(text).unwrap() {
                 Line::Service(recorded) => audit.service.push(recorded),
+                // Only a bundle has beacons, and they are no facts.
+                Line::Beacon(_) => {}
                 Line::Run { run, version, recorded_at, event } => {
                     let version = version.unwrap();
                     audit.streams.entry(run).or_default().push(Recorded { run, version, recorded_at, event });

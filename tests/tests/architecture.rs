@@ -76,7 +76,7 @@ fn the_domain_calls_nothing_impure() {
 
 #[test]
 fn nobody_but_the_rule_compares_a_time_with_a_window() {
-    let windows = ["heartbeat_window", "coarse_ttl", "claim_window", "start_window", "max_runtime"];
+    let windows = ["heartbeat_window", "coarse_ttl", "claim_window", "start_window", "max_runtime", "stall_window"];
     let compares =
         |line: &str| [" > ", " < ", " >= ", " <= ", ".cmp(", ".since("].iter().any(|sign| line.contains(sign));
     let folders = ["store", "sweeper", "wire", "client", "server", "cli"].map(|name| format!("crates/{name}/src"));

@@ -81,8 +81,8 @@ pub(crate) enum Command {
         /// A file with one event a line.
         file: PathBuf,
     },
-    /// Write every fact to standard output, one event a line.
-    Export,
+    /// Write facts to standard output, one event a line: all of them, or those of some runs.
+    Export(Export),
     /// Fill an empty database with a seeded workload, for sizing and trials.
     // Here, since what stands on the arguments gives way to the comment above.
     #[command(long_about = "Fill an empty database with a seeded workload, for sizing and trials.\n\n\
@@ -425,6 +425,37 @@ pub(crate) struct Backtest {
     pub(crate) examples: u32,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_long_help = "An incident in one file: `lastbeat export --run RUN --with-policy --with-deaf > incident.jsonl`, and \
+        `lastbeat --database sqlite://incident.db import incident.jsonl` makes a database of it that answers every `why` \
+        about these runs the same, of any instant. No token is in it. `--as-case` writes one run as a case for a regression \
+        test instead."
+)]
+pub(crate) struct Export {
+    /// Only the facts of this run; may be given several times.
+    #[arg(long = "run", value_name = "RUN", group = "selection")]
+    pub(crate) runs: Vec<RunId>,
+    /// Only the facts of this goal's runs.
+    #[arg(long, group = "selection", conflicts_with = "runs")]
+    pub(crate) goal: Option<Name>,
+    /// Only of runs of which something was recorded at this instant or later; of these, everything.
+    #[arg(long, value_name = "INSTANT", group = "selection", conflicts_with = "runs")]
+    pub(crate) since: Option<Timestamp>,
+    /// And the policies of their lanes.
+    #[arg(long, requires = "selection")]
+    pub(crate) with_policy: bool,
+    /// And when nobody listened and nothing was reaped: deaf spans, steps of the clock, holds, beacons.
+    #[arg(long, requires = "selection")]
+    pub(crate) with_deaf: bool,
+    /// Write the one run as a case: its history, an instant, and the verdict then. Policies and deaf time are in it.
+    #[arg(long, requires = "runs", conflicts_with_all = ["with_policy", "with_deaf"])]
+    pub(crate) as_case: bool,
+    /// The instant of the case; the one just before the run ended if not given, or now while it is open.
+    #[arg(long, value_name = "INSTANT", requires = "as_case")]
+    pub(crate) at: Option<Timestamp>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Lane {
     /// List the lanes.
@@ -460,6 +491,9 @@ pub(crate) struct SetLane {
     /// How long an attempt may take at all, or `off`.
     #[arg(long)]
     pub(crate) max_runtime: Option<OrOff<Span>>,
+    /// How long a run that beats, and has reported progress, may go on without any, or `off`.
+    #[arg(long)]
+    pub(crate) stall_window: Option<OrOff<Span>>,
     /// How many times a run may be reaped before it stays so.
     #[arg(long)]
     pub(crate) max_attempts: Option<u32>,

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Write};
+use std::io::BufReader;
 use std::path::Path;
 use std::time::Instant;
 
@@ -147,13 +147,6 @@ pub(crate) async fn generate(store: &dyn Store, arguments: args::Generate, form:
             output::json_line(&json!({"runs": runs, "events": events, "lane": lane, "seed": seed, "until": until}))
         }
     }
-}
-
-pub(crate) async fn export(store: &dyn Store) -> Result<(), Failure> {
-    let mut out = BufWriter::new(std::io::stdout());
-    store.export(&mut |line: &str| writeln!(out, "{line}")).await?;
-    out.flush()?;
-    Ok(())
 }
 
 pub(crate) async fn verify(store: &dyn Store, form: Output) -> Result<(), Failure> {

@@ -1,7 +1,7 @@
 //! `lastbeat lane …`: policies.
 
 use lastbeat_domain::{Span, Terms};
-use lastbeat_wire::LaneDocument;
+use lastbeat_wire::{FalseReapsDocument, LaneDocument};
 
 use crate::args::{self, Output};
 use crate::failure::Failure;
@@ -55,12 +55,31 @@ fn show(document: &LaneDocument, form: Output) -> Result<(), Failure> {
         ("claim window", off(terms.claim_window)),
         ("start window", off(terms.start_window)),
         ("max runtime", off(terms.max_runtime)),
+        ("stall window", off(terms.stall_window)),
         ("max attempts", terms.max_attempts.to_string()),
         ("retry backoff", format!("{} to {}", terms.retry_backoff_base, terms.retry_backoff_max)),
         ("hold", hold_in_words(terms)),
         ("late completion", word(&terms.late_completion)),
         ("mode", word(&terms.mode)),
-    ])
+        ("wrong reaps", wrong_reaps(&document.false_reaps)),
+    ])?;
+    let of_several = Some(&document.false_reaps.by_window).filter(|kinds| kinds.len() > 1);
+    of_several.into_iter().flatten().try_for_each(|kind| {
+        let (rule, window) = (kind.rule, kind.heartbeat_window_seconds);
+        let share = share(kind.wrong, kind.reaped, kind.rate);
+        output::line(&format!("  {share} by {rule} under a heartbeat window of {window}"))
+    })
+}
+
+fn wrong_reaps(reaps: &FalseReapsDocument) -> String {
+    match reaps.reaped {
+        0 => "no run was reaped yet".to_owned(),
+        _ => format!("{} (the executor was heard of afterwards)", share(reaps.wrong, reaps.reaped, reaps.rate)),
+    }
+}
+
+fn share(wrong: u64, reaped: u64, rate: Option<f64>) -> String {
+    format!("{wrong} of {reaped}, {:.1}%", rate.unwrap_or_default() * 100.0)
 }
 
 fn hold_in_words(terms: &Terms) -> String {
@@ -100,6 +119,7 @@ fn changed(mut terms: Terms, arguments: &args::SetLane) -> Terms {
     take(&mut terms.claim_window, arguments.claim_window.map(|window| window.0).as_ref());
     take(&mut terms.start_window, arguments.start_window.map(|window| window.0).as_ref());
     take(&mut terms.max_runtime, arguments.max_runtime.map(|window| window.0).as_ref());
+    take(&mut terms.stall_window, arguments.stall_window.map(|window| window.0).as_ref());
     take(&mut terms.max_attempts, arguments.max_attempts.as_ref());
     take(&mut terms.retry_backoff_base, arguments.retry_backoff_base.as_ref());
     take(&mut terms.retry_backoff_max, arguments.retry_backoff_max.as_ref());

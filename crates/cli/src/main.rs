@@ -5,6 +5,7 @@ mod backtest;
 mod contact;
 mod demo;
 mod exec;
+mod export;
 mod failure;
 mod group;
 mod hold;
@@ -125,7 +126,6 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
     match command {
         Command::Sweep(arguments) => house::sweep(store.as_ref(), &arguments, output).await?,
         Command::Import { file } => house::import(store.as_ref(), &file, output).await?,
-        Command::Export => house::export(store.as_ref()).await?,
         Command::Generate(arguments) => house::generate(store.as_ref(), arguments, output).await?,
         Command::Replay(args::Replay { all: true, .. }) => house::replay_all(store.as_ref(), output).await?,
         Command::Verify => house::verify(store.as_ref(), output).await?,
@@ -160,6 +160,7 @@ async fn anywhere(place: &Place, command: Command, output: Output) -> Result<Exi
         Command::Lane(command) => lane::lane(place, command, output).await?,
         Command::Hold(command) => hold::hold(place, command, output).await?,
         Command::Token(command) => token::token(place, command, output).await?,
+        Command::Export(arguments) => export::through(place, arguments).await?,
         command => return Err(target::needs_database(&command.name())),
     }
     Ok(ExitCode::SUCCESS)

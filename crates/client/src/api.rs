@@ -252,6 +252,17 @@ impl Api {
         self.answer(call.query("at", at.as_ref()).query("attempt", attempt.as_ref())).await
     }
 
+    /// Returns a run as a bundle, from which an import makes a database that answers every `why` about it the same: the
+    /// lines of an import file.
+    ///
+    /// # Errors
+    /// If there is none that the token may see, no server answers, or it breaks off.
+    pub async fn bundle(&self, run: RunId) -> Answered<String> {
+        let reply = self.reply(self.get(&["runs", &run.to_string(), "bundle"])).await?;
+        let address = reply.address;
+        String::from_utf8(reply.body).map_err(|error| ClientError::BadAnswer { address, why: error.to_string() })
+    }
+
     /// Replays a run up to log time `at`, or up to now.
     ///
     /// # Errors

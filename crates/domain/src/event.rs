@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::ids::{ClaimId, Name, RunId};
+use crate::listening::{Beacon, BeaconRole};
 use crate::policy::Terms;
 use crate::time::{Span, Timestamp};
 use crate::token::TokenDigest;
@@ -425,6 +426,32 @@ pub enum Line {
     },
     /// A fact of the service.
     Service(ServiceRecorded),
+    /// The last sign of life of a process that listened, from a bundle. It is no fact: without it nobody could tell
+    /// where a gap began that nobody has recorded.
+    Beacon(Beacon),
+}
+
+/// A beacon as it stands in a bundle.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BeaconLine {
+    recorded_at: Timestamp,
+    #[serde(rename = "type")]
+    type_name: String,
+    process: Name,
+    role: BeaconRole,
+    promise: Option<Timestamp>,
+}
+
+/// The type of the line of a beacon.
+const BEACON: &str = "beacon";
+
+/// Writes a beacon as a line of a bundle.
+pub fn beacon_line(beacon: &Beacon) -> String {
+    let Beacon { process, role, at, promise } = beacon.clone();
+    let line = BeaconLine { recorded_at: at, type_name: BEACON.to_owned(), process, role, promise };
+    // It has nothing in it that JSON cannot hold.
+    serde_json::to_string(&line).unwrap_or_default()
 }
 
 /// Says why a text is no event.
@@ -485,6 +512,11 @@ impl Line {
             Some(_) => return Err(LineError::BadField("`type` is not a string".to_owned())),
             None => return Err(LineError::BadField("`type` is missing".to_owned())),
         };
+        if type_name == BEACON {
+            object.insert("recorded_at".to_owned(), serde_json::json!(recorded_at));
+            let BeaconLine { recorded_at: at, type_name: _, process, role, promise } = decode(&type_name, object)?;
+            return Ok(Line::Beacon(Beacon { process, role, at, promise }));
+        }
         if is_known_service_event(&type_name) {
             if type_name == "deaf" {
                 complete_deaf(&mut object);
@@ -609,6 +641,18 @@ mod tests {
         assert!(error(r#"{"recorded_at":"2026-05-04T02:37:00Z","type":"created","lane":"l"}"#).contains("`run`"));
         let unknown_field = r#"{"run":"01930000-0000-7000-8000-000000000001","recorded_at":"2026-05-04T02:37:00Z","type":"started","attempt":1,"extra":2}"#;
         assert!(error(unknown_field).contains("extra"));
+    }
+
+    #[test]
+    fn a_beacon_reads_back_as_it_was_written() {
+        let at: Timestamp = "2026-05-04T02:37:00Z".parse().unwrap();
+        for promise in [None, Some(at.next())] {
+            let beacon = Beacon { process: Name::new("p").unwrap(), role: BeaconRole::Serve, at, promise };
+            assert_eq!(Line::parse(&beacon_line(&beacon)), Ok(Line::Beacon(beacon)));
+        }
+        let text =
+            r#"{"recorded_at":"2026-05-04T02:37:00Z","type":"beacon","process":"p","role":"boss","promise":null}"#;
+        assert!(Line::parse(text).unwrap_err().to_string().contains("boss"));
     }
 
     #[test]

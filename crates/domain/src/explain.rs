@@ -1,7 +1,9 @@
 //! A verdict as sentences: why reaped, why not yet, and when it would be.
 
-use crate::event::{Recorded, RunEvent};
+use crate::event::{Recorded, ReleaseCause, RunEvent, Signal};
+use crate::hold::HeldSpan;
 use crate::ids::Name;
+use crate::life::{Life, Nearest};
 use crate::listening::Listening;
 use crate::policy::{LanePolicy, Mode};
 use crate::run::{Outcome, Run, Status};
@@ -32,6 +34,10 @@ pub fn reap_message(run: &Run, charge: &Charge) -> String {
         Rule::MaxRuntime => format!(
             "ran for {charged} (limit {limit}){deaf}: claimed at {since} by {executor}, attempt {attempt}; the lane \
              allows no longer runtime, beating or not"
+        ),
+        Rule::NoProgress => format!(
+            "no progress for {charged} (limit {limit}){deaf}: it last changed at {since}, and {executor} has beaten on, \
+             attempt {attempt}; its work hangs, or it reports none any more"
         ),
     }
 }
@@ -82,7 +88,7 @@ pub fn lines(run: &Run, verdict: &Verdict, policy: &LanePolicy, listening: &List
             lines.push(format!("Nobody listened from {from} to {to} ({}), which is not charged.", to.since(from)));
         }
     }
-    if let Some(since) = listening.deaf_since() {
+    if let Some(since) = listening.deaf_since().filter(|_| verdict.liveness != Liveness::Settled) {
         lines.push(format!("Nobody has listened since {since}; until somebody does, nothing is reaped."));
     }
     if let Some(request) = &run.cancel_requested
@@ -101,6 +107,114 @@ pub fn lines(run: &Run, verdict: &Verdict, policy: &LanePolicy, listening: &List
     lines
 }
 
+/// Says in half a sentence how an attempt that ended went: how often it was heard of, and how near it came to being
+/// reaped. `None` where nothing can be said.
+pub fn looked_back(life: &Life, listening: &Listening) -> Option<String> {
+    let longest = life.longest.map(|longest| longest.charged);
+    let heard = match (life.claimed_at, life.beats, longest) {
+        (Some(_), 0, _) => Some("never sent a heartbeat".to_owned()),
+        (Some(_), 1, Some(longest)) => Some(format!("heard of once, longest silence {longest}")),
+        (Some(_), _, Some(longest)) => {
+            let every = life.every(listening).unwrap_or_default();
+            Some(format!("heard of every {every}, longest silence {longest}"))
+        }
+        _ => None,
+    };
+    let near = life.nearest.map(|Nearest { at, rule, left, over }| {
+        if over > Span::ZERO {
+            format!("over its limit by {over} at {} ({rule}), and not reaped", at.time_of_day())
+        } else {
+            format!("never closer than {left} to being reaped")
+        }
+    });
+    let told: Vec<String> = heard.into_iter().chain(near).collect();
+    if told.is_empty() { None } else { Some(told.join(", ")) }
+}
+
+/// How many spans are named one by one.
+const SPANS_NAMED: usize = 5;
+
+/// Says the same at length, a sentence a line: what brought an attempt near to being reaped, and what spared it.
+pub fn life_lines(life: &Life, listening: &Listening) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let Some(Nearest { at, rule, left, over }) = life.nearest {
+        lines.push(if over > Span::ZERO {
+            format!("At {at} it was {over} over its limit by {rule}; it was heard of before a sweeper came.")
+        } else {
+            format!("It was nearest to being reaped at {at}: {left} was left to it by {rule}.")
+        });
+    }
+    if let (Some(from), Some(until)) = (life.claimed_at, life.until) {
+        let deaf = listening.spans_between(from, until);
+        for (from, to) in deaf.iter().take(SPANS_NAMED) {
+            lines.push(format!("Nobody listened from {from} to {to} ({}), which was not charged.", to.since(*from)));
+        }
+        if deaf.len() > SPANS_NAMED {
+            let (more, all) = (deaf.len() - SPANS_NAMED, listening.deaf(from, until));
+            lines.push(format!("Nor did anybody in {more} more spans; {all} in all."));
+        }
+    }
+    if let Some(spared_at) = life.spared_at {
+        lines.push(format!("Had deaf time been charged, it would have been reaped after {spared_at}."));
+    }
+    lines
+}
+
+/// Says when a lane was held while a silence lasted, a sentence a line.
+pub fn held_lines(held: &[HeldSpan]) -> Vec<String> {
+    let line = |held: &HeldSpan| match (held.to, held.cause) {
+        (Some(to), cause) => {
+            let why = match cause {
+                Some(ReleaseCause::Recovered) => "enough of its runs were heard of",
+                Some(ReleaseCause::Operator) => "an operator released it",
+                Some(ReleaseCause::Expired) | None => "it was held for as long as its policy allows",
+            };
+            format!("Its lane was held from {} to {to}, so nothing was reaped for silence; then {why}.", held.from)
+        }
+        (None, _) => {
+            format!("Its lane has been held since {}: nothing is reaped for silence until it ends.", held.from)
+        }
+    };
+    held.iter().map(line).collect()
+}
+
+/// Says what was heard of an attempt after its reap, a sentence a line.
+pub fn afterwards_lines(life: &Life, listening: &Listening, executor: Option<&Name>) -> Vec<String> {
+    // A run that nobody had claimed has no executor that could be heard of.
+    let of_attempt = |reap: &&Recorded| !matches!(reap.event, RunEvent::TimedOut { attempt: 0, .. });
+    let Some(reap) = life.reap.as_ref().filter(of_attempt) else { return Vec::new() };
+    let executor = executor.map_or("its executor", Name::as_str);
+    let every = life.every(listening).map(|every| format!("Until then it was heard of every {every}."));
+    let mut lines: Vec<String> = every.into_iter().collect();
+    let Some((first, more)) = life.afterwards.split_first() else {
+        lines.push("Nothing was heard of it since.".to_owned());
+        return lines;
+    };
+    let after = first.at.since(reap.recorded_at);
+    let said_first = said(first.signal);
+    lines.push(format!("{executor} spoke {after} after the reap: {said_first}."));
+    lines.extend(more.iter().map(|more| format!("Then it said at {}: {}.", more.at, said(more.signal))));
+    let window = life.window_needed(listening);
+    let enough = window.map_or_else(String::new, |window| format!("; a limit of {window} would have let it live"));
+    lines.push(match life.contradiction() {
+        Some(_) => format!("So this reap was probably wrong{enough}."),
+        None => "That was known when it was reaped, so it says nothing against it.".to_owned(),
+    });
+    if let Some(adopted) = life.afterwards.iter().find(|said| said.adopted) {
+        lines.push(format!("Its work was taken at {}, so nothing of it was lost.", adopted.at));
+    }
+    lines
+}
+
+fn said(signal: Signal) -> &'static str {
+    match signal {
+        Signal::Heartbeat => "it still works",
+        Signal::Started => "it began",
+        Signal::Completed => "it is done",
+        Signal::Failed => "it failed",
+    }
+}
+
 /// Says what was recorded of a reap, at length.
 pub fn reap_lines(reap: &Recorded) -> Vec<String> {
     let RunEvent::TimedOut { evidence, message, .. } = &reap.event else {
@@ -112,6 +226,7 @@ pub fn reap_lines(reap: &Recorded) -> Vec<String> {
         return lines;
     };
     let basis = evidence.basis;
+    let over = evidence.charged.minus(evidence.window);
     lines.push(format!(
         "Charged since version {} (`{}`) at {}: {} of {} allowed by {} (policy version {}).",
         basis.version,
@@ -126,7 +241,7 @@ pub fn reap_lines(reap: &Recorded) -> Vec<String> {
         let (deaf, wall) = (evidence.deaf, evidence.wall);
         lines.push(format!("Of {wall} of wall time nobody listened for {deaf}, which is not charged."));
     }
-    lines.push(format!("Reaped by {} at {}.", evidence.sweeper, evidence.judged_at));
+    lines.push(format!("Reaped by {} at {}, {over} over the limit.", evidence.sweeper, evidence.judged_at));
     lines
 }
 
@@ -150,6 +265,11 @@ fn open(run: &Run, liveness: Liveness, charge: &Charge) -> String {
         Rule::Unstarted => format!(
             "claimed by {executor} at {claimed} and not started yet, attempt {attempt}, {charged} of {limit}{deaf}; \
              it would be reaped after {lapses}"
+        ),
+        Rule::NoProgress => format!(
+            "{liveness}: last heard {heard} from {executor}, attempt {attempt}, and its progress last changed at {}, \
+             {charged} of {limit} ago{deaf}; it would be reaped after {lapses}, beating or not",
+            charge.basis.at.time_of_day()
         ),
         Rule::MaxRuntime | Rule::Unclaimed => format!(
             "{liveness}: last heard {heard} from {executor}, attempt {attempt}; it has run for {charged} of \
@@ -180,6 +300,12 @@ fn why_this_rule(run: &Run, charge: &Charge) -> String {
             format!("{rule} governs: claimed and never heard of, and its lane's start window ends first.")
         }
         Rule::MaxRuntime => format!("{rule} governs: of the rules that apply it is the one that ends first."),
+        Rule::NoProgress => {
+            format!(
+                "{rule} governs: it beats, but its progress is the same as at that heartbeat, and its lane's stall \
+                     window ends first."
+            )
+        }
     }
 }
 
@@ -277,6 +403,10 @@ mod tests {
         RunEvent::Heartbeat { attempt: 1, progress: None }
     }
 
+    fn progress(done: u64) -> RunEvent {
+        RunEvent::Heartbeat { attempt: 1, progress: Some(serde_json::json!({"done": done})) }
+    }
+
     fn reaped(message: &str) -> RunEvent {
         let (rule, message) = (Rule::HeartbeatSilence, message.to_owned());
         RunEvent::TimedOut { attempt: 1, rule, evidence: None, message }
@@ -332,8 +462,14 @@ mod tests {
             reap_message_at(65, &[], &policy(|terms| terms.claim_window = minute)),
             reap_message_at(75, &[(10, claimed())], &policy(|terms| terms.start_window = minute)),
             reap_message_at(75, &[(10, claimed()), (70, beat())], &policy(|terms| terms.max_runtime = minute)),
+            reap_message_at(
+                75,
+                &[(5, claimed()), (10, progress(1)), (70, progress(1))],
+                &policy(|terms| terms.stall_window = minute),
+            ),
         ];
-        let beginnings = ["heartbeat silent", "no terminal state", "not claimed", "not started", "ran for"];
+        let beginnings =
+            ["heartbeat silent", "no terminal state", "not claimed", "not started", "ran for", "no progress for"];
         for (message, beginning) in messages.iter().zip(beginnings) {
             assert!(message.starts_with(beginning), "{message}");
             assert!(!message.ends_with('.') && !message.contains('\n'), "one sentence: {message}");
@@ -368,6 +504,16 @@ mod tests {
             let text = sentence_at(second, run, &defaults);
             assert!(text.starts_with(beginning) && text.contains(lapses_at), "{text}");
         }
+    }
+
+    #[test]
+    fn a_run_that_beats_without_progress_says_since_when() {
+        let stalled = run(&[(10, claimed()), (20, progress(1)), (80, progress(1)), (100, beat())]);
+        let hour = policy(|terms| terms.stall_window = Some(Span::from_seconds(120)));
+        let text = sentence_at(110, &stalled, &hour);
+        assert!(text.starts_with("live: last heard 02:01:40Z from mac-7"), "{text}");
+        assert!(text.contains("progress last changed at 02:00:20Z, 1m 30s of 2m ago"), "{text}");
+        assert!(sentence_at(110, &stalled, &LanePolicy::default()).starts_with("alive"), "off by default");
     }
 
     #[test]
@@ -410,6 +556,67 @@ mod tests {
         let mut run = run(&[(10, claimed())]);
         run.quarantine(3, at(20), "unknown event type `paused`".to_owned());
         assert!(sentence_at(9_000, &run, &LanePolicy::default()).contains("unknown event type `paused`"));
+    }
+
+    /// Looks back on the last attempt at a second, while everybody listens.
+    fn looked_back_at(second: u64, facts: &[(u64, RunEvent)]) -> Life {
+        let run = run(&[]);
+        let listening = Listening::default();
+        let around = crate::life::Surroundings { policies: &[], listening: &listening };
+        let (mut run, mut life) = (run, Life::of(None));
+        for (version, (second, event)) in (2..).zip(facts.to_vec()) {
+            let fact = Recorded { run: run.id, version, recorded_at: at(second), event };
+            life.take_in(Some(&run), &fact, around);
+            run.evolve(&fact).unwrap();
+        }
+        life.end(&run, at(second), around);
+        life
+    }
+
+    #[test]
+    fn a_run_that_ended_well_says_how_near_it_came_to_being_reaped() {
+        let listening = Listening::default();
+        let completed = RunEvent::Completed { attempt: 1, output: None, late: false };
+        let life = looked_back_at(900, &[(10, claimed()), (20, beat()), (61, beat()), (80, beat()), (90, completed)]);
+        let told = looked_back(&life, &listening).unwrap();
+        assert_eq!(told, "heard of every 30s, longest silence 41s, never closer than 2m 19s to being reaped");
+        let lines = life_lines(&life, &listening);
+        assert_eq!(lines.len(), 1, "{lines:?}");
+        assert!(
+            lines[0].contains("2026-05-04T02:01:01.000000Z: 2m 19s was left to it by heartbeat_silence"),
+            "{lines:?}"
+        );
+        let failed = RunEvent::Failed { attempt: 1, error: "disk full".to_owned() };
+        let mute = looked_back_at(900, &[(10, claimed()), (70, failed)]);
+        assert_eq!(
+            looked_back(&mute, &listening).unwrap(),
+            "never sent a heartbeat, never closer than 1h 59m to being reaped"
+        );
+    }
+
+    #[test]
+    fn what_was_heard_after_a_reap_is_told_with_its_delay() {
+        let late = |signal| RunEvent::LateSignal { attempt: 1, signal, executor: None };
+        let facts =
+            [(10, claimed()), (20, beat()), (50, beat()), (231, reaped("silent")), (243, late(Signal::Heartbeat))];
+        let listening = Listening::default();
+        let mac = Name::new("mac-7").unwrap();
+        let regular = "Until then it was heard of every 30s.";
+        let silent = afterwards_lines(&looked_back_at(235, &facts[..4]), &listening, Some(&mac));
+        assert_eq!(silent, [regular, "Nothing was heard of it since."]);
+        let spoke = afterwards_lines(&looked_back_at(400, &facts), &listening, Some(&mac));
+        let told = ["mac-7 spoke 12s after the reap: it still works.", "So this reap was probably wrong."];
+        assert_eq!(spoke, [regular, told[0], told[1]]);
+    }
+
+    #[test]
+    fn a_hold_is_named_with_its_end() {
+        let recovered = HeldSpan { from: at(10), to: Some(at(40)), cause: Some(ReleaseCause::Recovered) };
+        let lasting = HeldSpan { from: at(60), to: None, cause: None };
+        let lines = held_lines(&[recovered, lasting]);
+        assert!(lines[0].contains("from 2026-05-04T02:00:10.000000Z to 2026-05-04T02:00:40.000000Z"), "{lines:?}");
+        assert!(lines[0].ends_with("enough of its runs were heard of."), "{lines:?}");
+        assert!(lines[1].contains("has been held since 2026-05-04T02:01:00"), "{lines:?}");
     }
 
     #[test]

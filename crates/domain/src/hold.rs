@@ -51,6 +51,26 @@ impl HoldState {
     }
 }
 
+/// A time in which nothing of a lane was reaped for silence.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldSpan {
+    /// The log time at which the hold began.
+    pub from: Timestamp,
+    /// The log time at which it ended; `None` while it lasts.
+    pub to: Option<Timestamp>,
+    /// Why it ended.
+    pub cause: Option<ReleaseCause>,
+}
+
+impl HeldSpan {
+    /// Returns it as it was known at log time `at`; `None` if it began later.
+    pub fn as_of(&self, at: Timestamp) -> Option<HeldSpan> {
+        let over = self.to.is_some_and(|to| to <= at);
+        let (to, cause) = if over { (self.to, self.cause) } else { (None, None) };
+        (self.from <= at).then_some(HeldSpan { from: self.from, to, cause })
+    }
+}
+
 /// How many of a lane's beating runs are silent; in a large lane estimated from a sample.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {

@@ -14,6 +14,7 @@
 //! | [`listening`] | when anybody could have heard a heartbeat |
 //! | [`hold`] | when too much goes silent at once to blame the executors |
 //! | [`verdict`] | **the rule** |
+//! | [`life`] | an attempt looked back on: how near it came to being reaped, and what was heard of it after a reap |
 //! | [`token`] | who may speak to a server |
 //! | [`access`](mod@access) | who may do and see what |
 //! | [`decide`](mod@decide) | commands to events, or a refusal |
@@ -28,6 +29,7 @@ pub mod event;
 pub mod explain;
 pub mod hold;
 pub mod ids;
+pub mod life;
 pub mod listening;
 pub mod policy;
 pub mod run;
@@ -41,6 +43,7 @@ pub use backtest::Backtest;
 pub use decide::{Command, Context, Refusal, RefusalCode, decide};
 pub use event::{Event, Line, Recorded, RunEvent, ServiceEvent, ServiceRecorded};
 pub use ids::{ClaimId, Name, RunId};
+pub use life::Life;
 pub use listening::Listening;
 pub use policy::{LanePolicy, Terms};
 pub use run::{Run, Status};

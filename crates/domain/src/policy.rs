@@ -38,6 +38,10 @@ pub struct Terms {
     /// How long an attempt may take at all, beating or not; off by default, since it kills live runs.
     #[serde(rename = "max_runtime_seconds", deserialize_with = "span_or_off")]
     pub max_runtime: Option<Span>,
+    /// How long a run that beats and has reported progress may go on without any; off by default, since an executor may
+    /// be well and have nothing to report.
+    #[serde(rename = "stall_window_seconds", deserialize_with = "span_or_off")]
+    pub stall_window: Option<Span>,
     /// How many reaps a run survives, less one: a reaped run is requeued while it was reaped fewer times than this.
     pub max_attempts: u32,
     /// How long a requeued run waits after its first reap; doubled for each further attempt.
@@ -70,6 +74,7 @@ impl Default for Terms {
             claim_window: None,
             start_window: None,
             max_runtime: None,
+            stall_window: None,
             max_attempts: 1,
             retry_backoff_base: Span::from_seconds(10),
             retry_backoff_max: Span::from_seconds(600),
@@ -142,6 +147,7 @@ impl Terms {
             ("claim_window", self.claim_window),
             ("start_window", self.start_window),
             ("max_runtime", self.max_runtime),
+            ("stall_window", self.stall_window),
             ("hold_max", Some(self.hold_max)),
         ];
         for (field, window) in windows {
@@ -189,7 +195,7 @@ mod tests {
         let published = serde_json::json!({
             "heartbeat_interval_seconds": 30, "heartbeat_window_seconds": 180, "coarse_ttl_seconds": 7200,
             "claim_window_seconds": null, "start_window_seconds": null, "max_runtime_seconds": null,
-            "max_attempts": 1, "retry_backoff_base_seconds": 10, "retry_backoff_max_seconds": 600,
+            "stall_window_seconds": null, "max_attempts": 1, "retry_backoff_base_seconds": 10, "retry_backoff_max_seconds": 600,
             "late_completion": "adopt", "mode": "enforce", "hold_min": 20, "hold_share": 0.5,
             "hold_max_seconds": 600, "reap_rate": 10
         });

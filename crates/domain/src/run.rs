@@ -113,6 +113,15 @@ pub struct LastBeat {
     pub version: u64,
 }
 
+/// The heartbeat of the current attempt that last changed the progress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProgressChange {
+    /// Its log time.
+    pub at: Timestamp,
+    /// Its version.
+    pub version: u64,
+}
+
 /// A request to stop that the executor has not answered yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CancelRequest {
@@ -185,6 +194,8 @@ pub struct Run {
     pub beats: u64,
     /// The latest progress that the current attempt reported.
     pub progress: Option<Value>,
+    /// The heartbeat that changed it last: the same JSON again is no progress.
+    pub progress_changed: Option<ProgressChange>,
     /// The request to stop that is open.
     pub cancel_requested: Option<CancelRequest>,
     /// The attempts that were reaped, oldest first.
@@ -290,6 +301,7 @@ impl Run {
             last_beat: None,
             beats: 0,
             progress: None,
+            progress_changed: None,
             cancel_requested: None,
             reaped: Vec::new(),
             outcome: None,
@@ -381,6 +393,7 @@ impl Run {
                 self.last_beat = None;
                 self.beats = 0;
                 self.progress = None;
+                self.progress_changed = None;
             }
             RunEvent::Started { .. } => {
                 self.status = Status::Running;
@@ -390,8 +403,9 @@ impl Run {
                 self.status = Status::Running;
                 self.last_beat = Some(LastBeat { at, version });
                 self.beats += 1;
-                if progress.is_some() {
+                if progress.is_some() && *progress != self.progress {
                     self.progress.clone_from(progress);
+                    self.progress_changed = Some(ProgressChange { at, version });
                 }
             }
             RunEvent::Requeued { not_before, .. } => {

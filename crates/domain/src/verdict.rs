@@ -22,6 +22,11 @@
 //! however old its claim. The optional windows (off by default) are further rules that may apply at the same time; of
 //! all the applicable ones that which lapses first governs.
 //!
+//! One of them asks for more than a sign of life: a process whose work hangs may go on beating from a thread that does
+//! not. `no_progress` applies to a beating run that **has reported progress** in its attempt, and charges from the
+//! heartbeat that last *changed* it: the same JSON again is no progress, and a run that never reports any is not judged
+//! by it.
+//!
 //! Time is charged, not measured: a silence is charged only with **listening time**, in which a heartbeat could have
 //! been recorded ([`Listening`]). A run has lapsed when the charge is *over* the window; at the window to the
 //! microsecond it has not.
@@ -39,6 +44,10 @@
 //! *The age limit as a backstop for beating runs too.* It reads like safety and kills exactly the runs that matter
 //! most: those that have worked for three hours and were heard of thirty seconds ago.
 //!
+//! *Progress as the sign of life.* Charging silence from the last progress instead of the last heartbeat would need no
+//! further rule. But then a lane could not ask for a heartbeat each thirty seconds and for progress each hour, and an
+//! executor that reports none would count as silent.
+//!
 //! *Charging wall time.* After an outage of the service every run looks silent for as long as it lasted, and the first
 //! sweep kills them all. We were deaf; they were not silent.
 
@@ -46,6 +55,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::event::Signal;
 use crate::listening::Listening;
 use crate::policy::LanePolicy;
 use crate::run::{Run, Status};
@@ -65,12 +75,24 @@ pub enum Rule {
     Unstarted,
     /// An attempt took longer than the longest runtime.
     MaxRuntime,
+    /// A beating run that has reported progress has made none for the stall window.
+    NoProgress,
 }
 
 impl Rule {
     /// All rules, in the order in which ties are settled.
-    pub const ALL: [Rule; 5] =
-        [Rule::HeartbeatSilence, Rule::CoarseTtl, Rule::Unclaimed, Rule::Unstarted, Rule::MaxRuntime];
+    pub const ALL: [Rule; 6] =
+        [Rule::HeartbeatSilence, Rule::CoarseTtl, Rule::Unclaimed, Rule::Unstarted, Rule::MaxRuntime, Rule::NoProgress];
+
+    /// Says whether a reap by this rule was probably wrong if its executor said that afterwards. Where silence was held
+    /// against it, any word of it contradicts that. Where it was known to be alive, a heartbeat is no news: only that the
+    /// work is done shows that it should have been let alone.
+    pub const fn is_contradicted_by(self, signal: Signal) -> bool {
+        match self {
+            Rule::HeartbeatSilence | Rule::CoarseTtl | Rule::Unclaimed | Rule::Unstarted => true,
+            Rule::MaxRuntime | Rule::NoProgress => matches!(signal, Signal::Completed),
+        }
+    }
 
     /// Returns the word for it in JSON and tables.
     pub const fn as_str(self) -> &'static str {
@@ -80,6 +102,7 @@ impl Rule {
             Rule::Unclaimed => "unclaimed",
             Rule::Unstarted => "unstarted",
             Rule::MaxRuntime => "max_runtime",
+            Rule::NoProgress => "no_progress",
         }
     }
 }
@@ -147,6 +170,16 @@ pub struct Charge {
 impl Charge {
     fn is_over(&self) -> bool {
         self.charged > self.window
+    }
+
+    /// Returns the listening time that may still pass before the charge reaches the window.
+    pub fn left(&self) -> Span {
+        self.window.minus(self.charged)
+    }
+
+    /// Returns the listening time by which the charge is over the window; zero unless the run has lapsed.
+    pub fn over(&self) -> Span {
+        self.charged.minus(self.window)
     }
 }
 
@@ -294,7 +327,13 @@ fn judge_in_flight(run: &Run, policy: &LanePolicy, listening: &Listening, now: T
     let start_window = terms.start_window.filter(|_| run.status == Status::Claimed && heard.is_none());
     let unstarted = start_window.map(|window| charge(Rule::Unstarted, claimed, window, listening, now));
     let max_runtime = terms.max_runtime.map(|window| charge(Rule::MaxRuntime, claimed, window, listening, now));
-    let governing = earliest(main, [unstarted, max_runtime]);
+    // Progress comes with a heartbeat, so a run that has made some in this attempt is beating.
+    let progress = run.progress_changed.filter(|_| heard.is_some());
+    let no_progress = terms.stall_window.zip(progress).map(|(window, progress)| {
+        let basis = Basis { fact: BasisFact::Heartbeat, version: progress.version, at: progress.at };
+        charge(Rule::NoProgress, basis, window, listening, now)
+    });
+    let governing = earliest(main, [unstarted, max_runtime, no_progress]);
 
     let Some(beat) = heard else {
         return verdict(Liveness::Presumed, governing, None, listening);
@@ -320,7 +359,7 @@ fn charge(rule: Rule, basis: Basis, window: Span, listening: &Listening, now: Ti
 }
 
 /// Returns the charge that lapses first; of several at the same instant, that of the rule which comes first.
-fn earliest(main: Charge, optional: [Option<Charge>; 2]) -> Charge {
+fn earliest(main: Charge, optional: [Option<Charge>; 3]) -> Charge {
     let candidates = optional.into_iter().flatten();
     candidates.fold(
         main,
@@ -520,6 +559,56 @@ mod tests {
         let verdict = |now| judge(&run, &limited, &Listening::default(), now);
         assert_eq!((verdict(at(610)).liveness, verdict(at(610)).rule()), (Liveness::Live, Some(Rule::MaxRuntime)));
         assert!(verdict(at(610).next()).is_lapsed());
+    }
+
+    fn progress(attempt: u32, done: u64) -> RunEvent {
+        RunEvent::Heartbeat { attempt, progress: Some(serde_json::json!({"done": done})) }
+    }
+
+    #[test]
+    fn who_beats_and_gets_nowhere_lapses_once_the_stall_window_is_over() {
+        let stall = policy(|terms| terms.stall_window = Some(seconds(600)));
+        let run = run(&[
+            (10, claimed(1)),
+            (20, progress(1, 1)),
+            (100, progress(1, 2)),
+            (400, progress(1, 2)),
+            (650, beat(1)),
+            (690, beat(1)),
+        ]);
+        let verdict = |now| judge(&run, &stall, &Listening::default(), now);
+        let before = verdict(at(700));
+        assert_eq!((before.liveness, before.rule()), (Liveness::Live, Some(Rule::NoProgress)));
+        let charge = before.charge.unwrap();
+        assert_eq!((charge.basis.version, charge.basis.at, charge.charged), (4, at(100), seconds(600)));
+        assert_eq!((before.lapses_at(), before.changes_at), (Some(at(700)), Some(at(700).next())));
+        assert!(verdict(at(700).next()).is_lapsed());
+        assert_eq!(judged(&run, at(800)).rule(), Some(Rule::HeartbeatSilence), "it is off by default");
+    }
+
+    #[test]
+    fn no_progress_is_charged_to_whoever_reported_some_in_this_attempt_and_in_listening_time() {
+        let stall = policy(|terms| terms.stall_window = Some(seconds(600)));
+        let judged = |facts: &[(i64, RunEvent)], listening: &Listening, now| {
+            let verdict = judge(&run(facts), &stall, listening, now);
+            (verdict.liveness, verdict.rule().unwrap())
+        };
+        let all = Listening::default();
+        let none = [(10, claimed(1)), (20, beat(1)), (890, beat(1))];
+        assert_eq!(judged(&none, &all, at(900)), (Liveness::Live, Rule::HeartbeatSilence), "it never reported any");
+        let earlier =
+            [(10, claimed(1)), (20, progress(1, 1)), (210, reaped(1)), (211, requeued(2, 211)), (220, claimed(2))];
+        assert_eq!(judged(&earlier, &all, at(900)), (Liveness::Presumed, Rule::CoarseTtl), "another attempt did");
+        let again = [&earlier[..], &[(230, progress(2, 1)), (880, beat(2))]].concat();
+        assert_eq!(
+            judged(&again, &all, at(900)),
+            (Liveness::Lapsed, Rule::NoProgress),
+            "the same, and new to this one"
+        );
+        let now = at(900);
+        let stalled = [(10, claimed(1)), (20, progress(1, 1)), (880, beat(1))];
+        assert_eq!(judged(&stalled, &all, now), (Liveness::Lapsed, Rule::NoProgress));
+        assert_eq!(judged(&stalled, &deaf(100, 400, now), now), (Liveness::Live, Rule::NoProgress));
     }
 
     #[test]

@@ -16,10 +16,11 @@ fn every_recorded_situation_gets_its_verdict() {
     }
 }
 
-fn check(case: &Value) {
+/// Judges a recorded situation, and panics if it does not get what it must.
+pub(crate) fn check(case: &Value) {
     let name = case["name"].as_str().unwrap();
     let at: Timestamp = case["at"].as_str().unwrap().parse().unwrap();
-    let (mut stream, mut policy, mut deaf) = (Vec::new(), LanePolicy::default(), Vec::new());
+    let (mut stream, mut policy, mut deaf, mut beacons) = (Vec::new(), LanePolicy::default(), Vec::new(), Vec::new());
     for (line, version) in case["history"].as_array().unwrap().iter().map(|line| (line, line.get("version"))) {
         match Line::parse(&line.to_string()).unwrap() {
             Line::Run { run, recorded_at, event, .. } if recorded_at <= at => {
@@ -27,6 +28,7 @@ fn check(case: &Value) {
                 stream.push(Recorded { run, version, recorded_at, event });
             }
             Line::Run { .. } => {}
+            Line::Beacon(beacon) => beacons.push(beacon),
             Line::Service(recorded) => match recorded.event {
                 ServiceEvent::PolicySet { policy_version, policy: terms, .. } if recorded.recorded_at <= at => {
                     policy = LanePolicy { version: policy_version, terms };
@@ -40,7 +42,7 @@ fn check(case: &Value) {
     }
     assert!(matches!(stream[0].event, RunEvent::Created { .. }), "{name}");
     let run = Run::fold(&stream).unwrap().unwrap();
-    let verdict = judge(&run, &policy, &Listening::as_of(at, &deaf, &[]), at);
+    let verdict = judge(&run, &policy, &Listening::as_of(at, &deaf, &beacons), at);
     for (field, expected) in case["expect"].as_object().unwrap() {
         let found = match field.as_str() {
             "verdict" => serde_json::to_value(verdict.liveness).unwrap(),

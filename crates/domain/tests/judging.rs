@@ -35,7 +35,7 @@ fn micros(instant: Timestamp) -> u64 {
 enum Next {
     Claimed,
     Started,
-    Heartbeat,
+    Heartbeat { progress: Option<u8> },
     Completed,
     Failed,
     TimedOut,
@@ -50,7 +50,7 @@ impl Next {
         match self {
             Next::Claimed => RunEvent::Claimed { attempt: attempt + 1, claim: None, executor: by, device: None },
             Next::Started => RunEvent::Started { attempt },
-            Next::Heartbeat => RunEvent::Heartbeat { attempt, progress: None },
+            Next::Heartbeat { progress } => RunEvent::Heartbeat { attempt, progress: progress.map(Into::into) },
             Next::Completed => RunEvent::Completed { attempt, output: None, late: !run.status.is_in_flight() },
             Next::Failed => RunEvent::Failed { attempt, error: "no disk".to_owned() },
             Next::TimedOut => {
@@ -74,7 +74,7 @@ fn next() -> impl Strategy<Value = Next> {
     prop_oneof![
         5 => Just(Next::Claimed),
         2 => Just(Next::Started),
-        8 => Just(Next::Heartbeat),
+        8 => prop::option::of(0_u8..2).prop_map(|progress| Next::Heartbeat { progress }),
         1 => Just(Next::Completed),
         1 => Just(Next::Failed),
         2 => Just(Next::TimedOut),
@@ -110,11 +110,13 @@ fn life() -> impl Strategy<Value = Vec<Recorded>> {
 fn policy() -> impl Strategy<Value = LanePolicy> {
     let optional = || prop::option::of((0_u64..25).prop_map(Span::from_micros));
     let main = (0_u64..10, 0_u64..20, 0_u64..25).prop_map(|(a, b, c)| [a, b, c].map(Span::from_micros));
-    (main, optional(), optional(), optional()).prop_map(|(main, claim_window, start_window, max_runtime)| {
-        let [heartbeat_interval, heartbeat_window, coarse_ttl] = main;
-        let windows = Terms { heartbeat_interval, heartbeat_window, coarse_ttl, ..Terms::default() };
-        LanePolicy { version: 1, terms: Terms { claim_window, start_window, max_runtime, ..windows } }
-    })
+    (main, optional(), optional(), optional(), optional()).prop_map(
+        |(main, claim_window, start_window, max_runtime, stall_window)| {
+            let [heartbeat_interval, heartbeat_window, coarse_ttl] = main;
+            let windows = Terms { heartbeat_interval, heartbeat_window, coarse_ttl, ..Terms::default() };
+            LanePolicy { version: 1, terms: Terms { claim_window, start_window, max_runtime, stall_window, ..windows } }
+        },
+    )
 }
 
 /// Deaf spans of both causes, that overlap, touch, and are recorded late.
@@ -185,6 +187,8 @@ struct Facts {
     claimed: Option<u64>,
     started: bool,
     heard: Option<u64>,
+    /// The progress, and when it was told of first.
+    progress: Option<(serde_json::Value, u64)>,
 }
 
 impl Facts {
@@ -199,7 +203,13 @@ impl Facts {
                 }
                 RunEvent::Claimed { .. } => facts = Facts { claimed: Some(now), ..Facts::default() },
                 RunEvent::Started { .. } => facts.started = true,
-                RunEvent::Heartbeat { .. } => facts.heard = Some(now),
+                RunEvent::Heartbeat { progress, .. } => {
+                    facts.heard = Some(now);
+                    let known = facts.progress.as_ref().map(|(known, _)| known);
+                    if let Some(told) = progress.as_ref().filter(|told| known != Some(told)) {
+                        facts.progress = Some((told.clone(), now));
+                    }
+                }
                 RunEvent::CancelRequested { .. } | RunEvent::LateSignal { .. } => {}
                 RunEvent::Completed { .. }
                 | RunEvent::Failed { .. }
@@ -229,6 +239,9 @@ impl Facts {
                 add(Rule::Unstarted, claimed, terms.start_window);
             }
             add(Rule::MaxRuntime, claimed, terms.max_runtime);
+            if let Some((_, changed)) = &self.progress {
+                add(Rule::NoProgress, *changed, terms.stall_window);
+            }
         }
         rules
     }

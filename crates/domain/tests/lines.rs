@@ -136,11 +136,12 @@ fn run_event() -> impl Strategy<Value = RunEvent> {
 }
 
 fn terms() -> impl Strategy<Value = Terms> {
-    let windows = (span(), span(), span(), maybe(span()), maybe(span()), maybe(span()));
+    let windows = (span(), span(), span(), maybe(span()), maybe(span()), maybe(span()), maybe(span()));
     let retries = (any::<u32>(), span(), span(), any::<bool>());
     let holds = (any::<bool>(), maybe(any::<u32>()), 0.0_f64..=1.0, span(), any::<u32>());
     (windows, retries, holds).prop_map(|(windows, retries, holds)| {
-        let (heartbeat_interval, heartbeat_window, coarse_ttl, claim_window, start_window, max_runtime) = windows;
+        let (heartbeat_interval, heartbeat_window, coarse_ttl, claim_window, start_window, max_runtime, stall_window) =
+            windows;
         let (max_attempts, retry_backoff_base, retry_backoff_max, adopt) = retries;
         let (shadow, hold_min, hold_share, hold_max, reap_rate) = holds;
         Terms {
@@ -150,6 +151,7 @@ fn terms() -> impl Strategy<Value = Terms> {
             claim_window,
             start_window,
             max_runtime,
+            stall_window,
             max_attempts,
             retry_backoff_base,
             retry_backoff_max,

@@ -26,10 +26,16 @@ fn config() -> Config {
 /// What somebody does next. Attempts and claims are given relative to the current ones.
 #[derive(Clone, Copy, Debug)]
 enum Step {
-    Create { claim: bool },
+    Create {
+        claim: bool,
+    },
     Claim,
     Start(Quote),
-    Beat { quote: Quote, progress: bool },
+    /// With the progress, if any: the same as before is none.
+    Beat {
+        quote: Quote,
+        progress: Option<u8>,
+    },
     Complete(Quote),
     Fail(Quote),
     Cancel,
@@ -61,7 +67,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<bool>().prop_map(|claim| Step::Create { claim }),
         3 => Just(Step::Claim),
         2 => quote().prop_map(Step::Start),
-        8 => (quote(), any::<bool>()).prop_map(|(quote, progress)| Step::Beat { quote, progress }),
+        8 => (quote(), prop::option::of(0_u8..3)).prop_map(|(quote, progress)| Step::Beat { quote, progress }),
         2 => quote().prop_map(Step::Complete),
         1 => quote().prop_map(Step::Fail),
         1 => Just(Step::Cancel),
@@ -91,10 +97,12 @@ fn window() -> impl Strategy<Value = Option<Span>> {
 }
 
 fn terms() -> impl Strategy<Value = Terms> {
-    (window(), window(), window(), 1_u32..4, any::<bool>()).prop_map(|(claim, start, runtime, attempts, adopt)| Terms {
+    let windows = (window(), window(), window(), window());
+    (windows, 1_u32..4, any::<bool>()).prop_map(|((claim, start, runtime, stall), attempts, adopt)| Terms {
         claim_window: claim,
         start_window: start,
         max_runtime: runtime,
+        stall_window: stall,
         max_attempts: attempts,
         late_completion: if adopt { LateCompletion::Adopt } else { LateCompletion::Refuse },
         ..Terms::default()
@@ -170,7 +178,7 @@ impl Model {
             Step::Start(quote) => Command::Start(self.report(quote)),
             Step::Beat { quote, progress } => Command::Heartbeat {
                 report: self.report(quote),
-                progress: progress.then(|| serde_json::json!({"done": 1})),
+                progress: progress.map(|done| serde_json::json!({"done": done})),
             },
             Step::Complete(quote) => Command::Complete { report: self.report(quote), output: None },
             Step::Fail(quote) => Command::Fail { report: self.report(quote), error: "no disk".to_owned() },
@@ -228,6 +236,20 @@ fn charged_the_slow_way(spans: &[DeafSpan], from: Timestamp, to: Timestamp) -> S
     heard.fold(Span::ZERO, |sum, pair| sum.plus(pair[1].since(pair[0])))
 }
 
+/// When a heartbeat of the attempt last told of other progress than the one before it did.
+fn last_change(run: &Run, stream: &[Recorded]) -> Option<Timestamp> {
+    let told = stream.iter().filter_map(|recorded| match &recorded.event {
+        RunEvent::Heartbeat { attempt, progress: Some(progress) } if *attempt == run.attempt => {
+            Some((recorded.recorded_at, progress))
+        }
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    let mut changes =
+        (0..told.len()).filter(|index| index.checked_sub(1).is_none_or(|before| told[before].1 != told[*index].1));
+    changes.next_back().map(|index| told[index].0)
+}
+
 /// The rules that apply to a run, with the instants from which they charge: the table, read literally.
 fn applicable(run: &Run, stream: &[Recorded], terms: &Terms, now: Timestamp) -> Vec<(Rule, Timestamp, Span)> {
     let last_beat = stream
@@ -250,6 +272,7 @@ fn applicable(run: &Run, stream: &[Recorded], terms: &Terms, now: Timestamp) -> 
         rules.extend(terms.start_window.map(|window| (Rule::Unstarted, claimed, window)));
     }
     rules.extend(terms.max_runtime.map(|window| (Rule::MaxRuntime, claimed, window)));
+    rules.extend(terms.stall_window.zip(last_change(run, stream)).map(|(window, at)| (Rule::NoProgress, at, window)));
     rules
 }
 
@@ -358,7 +381,7 @@ proptest! {
         model.play(&history, |_| {});
         let Some(before) = model.run.clone() else { return Ok(()) };
         let quote = if wrong { Quote::WrongClaim } else { Quote::OldAttempt };
-        for step in [Step::Start(quote), Step::Beat { quote, progress: true }, Step::Complete(quote), Step::Fail(quote), Step::Acknowledge(quote)] {
+        for step in [Step::Start(quote), Step::Beat { quote, progress: Some(1) }, Step::Complete(quote), Step::Fail(quote), Step::Acknowledge(quote)] {
             let command = model.command(step);
             // The same report again may be answered as before; nothing may come of it.
             model.apply(&command);

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use lastbeat_domain::decide::{Claimant, Report};
 use lastbeat_domain::policy::LateCompletion;
 use lastbeat_domain::{
-    ClaimId, Command, Context, Event, LanePolicy, Listening, Name, Recorded, Run, RunEvent, RunId, Span, Status, Terms,
-    Timestamp, decide, judge,
+    ClaimId, Command, Context, Event, LanePolicy, Listening, Name, Recorded, Rule, Run, RunEvent, RunId, Span, Status,
+    Terms, Timestamp, decide, judge,
 };
 use proptest::prelude::*;
 use proptest::test_runner::{Config, FileFailurePersistence};
@@ -41,7 +41,8 @@ enum Move {
 #[derive(Clone, Copy, Debug)]
 enum Said {
     Started,
-    Heartbeat,
+    /// With how much is done; the same as before is no progress.
+    Heartbeat(u8),
     Completed,
     Failed,
     Stopped,
@@ -50,7 +51,7 @@ enum Said {
 fn moves() -> impl Strategy<Value = Vec<(u64, Move)>> {
     let said = prop_oneof![
         4 => Just(Said::Started),
-        16 => Just(Said::Heartbeat),
+        16 => (0_u8..3).prop_map(Said::Heartbeat),
         3 => Just(Said::Completed),
         1 => Just(Said::Failed),
         1 => Just(Said::Stopped),
@@ -67,10 +68,12 @@ fn moves() -> impl Strategy<Value = Vec<(u64, Move)>> {
 }
 
 fn terms() -> impl Strategy<Value = Terms> {
-    (1_u64..12, 1_u64..25, 1_u32..5, any::<bool>()).prop_map(|(window, coarse, max_attempts, adopt)| Terms {
+    let windows = (1_u64..12, 1_u64..25, prop::option::of(1_u64..25));
+    (windows, 1_u32..5, any::<bool>()).prop_map(|((window, coarse, stall), max_attempts, adopt)| Terms {
         heartbeat_interval: Span::from_micros(2),
         heartbeat_window: Span::from_micros(window),
         coarse_ttl: Span::from_micros(coarse),
+        stall_window: stall.map(Span::from_micros),
         retry_backoff_base: Span::from_micros(1),
         retry_backoff_max: Span::from_micros(8),
         max_attempts,
@@ -162,6 +165,21 @@ impl Race {
         }
     }
 
+    /// When a heartbeat of a run's attempt last told of other progress than the one before it: found in the stream.
+    fn last_change(&self, run: &Run) -> Timestamp {
+        let (mut known, mut changed) = (None, Timestamp::MIN);
+        for recorded in self.stream.iter().take_while(|recorded| recorded.version <= run.version) {
+            match &recorded.event {
+                RunEvent::Claimed { .. } => known = None,
+                RunEvent::Heartbeat { progress, .. } if *progress != known => {
+                    (known, changed) = (progress.clone(), recorded.recorded_at);
+                }
+                _ => {}
+            }
+        }
+        changed
+    }
+
     /// Decides a command on the state as it is now, and appends what comes of it, refused or not.
     fn decide(&mut self, command: Command) {
         let (policy, listening, at, before) = (&self.policy, Listening::default(), self.now, self.run.clone());
@@ -184,7 +202,7 @@ impl Said {
     fn under(self, report: Report) -> Command {
         match self {
             Said::Started => Command::Start(report),
-            Said::Heartbeat => Command::Heartbeat { report, progress: Some(serde_json::json!({ "done": 1 })) },
+            Said::Heartbeat(done) => Command::Heartbeat { report, progress: Some(serde_json::json!({ "done": done })) },
             Said::Completed => Command::Complete { report, output: None },
             Said::Failed => Command::Fail { report, error: "no disk".to_owned() },
             Said::Stopped => Command::AcknowledgeCancel(report),
@@ -243,12 +261,20 @@ proptest! {
         let race = Race::of(terms, &moves);
         let windows = &race.policy.terms;
         for Turn { before, appended, at, .. } in &race.turns {
-            let reaped = appended.iter().any(|event| matches!(event, RunEvent::TimedOut { .. }));
-            let (Some(claim), true) = (&before.claim, reaped) else { continue };
+            let reaped = appended.iter().find_map(|event| match event {
+                RunEvent::TimedOut { rule, .. } => Some(*rule),
+                _ => None,
+            });
+            let (Some(claim), Some(rule)) = (&before.claim, reaped) else { continue };
             prop_assert!(before.status.is_in_flight());
-            match before.last_beat {
-                Some(beat) => prop_assert!(at.since(beat.at) > windows.heartbeat_window),
-                None => prop_assert!(at.since(claim.at) > windows.coarse_ttl),
+            match (rule, before.last_beat) {
+                (Rule::HeartbeatSilence, Some(beat)) => prop_assert!(at.since(beat.at) > windows.heartbeat_window),
+                (Rule::CoarseTtl, None) => prop_assert!(at.since(claim.at) > windows.coarse_ttl),
+                (Rule::NoProgress, Some(beat)) => {
+                    let changed = race.last_change(before);
+                    prop_assert!(changed <= beat.at && Some(at.since(changed)) > windows.stall_window);
+                }
+                other => prop_assert!(false, "{:?}", other),
             }
         }
     }

@@ -4,6 +4,7 @@
 //! noticed by one look at the end of the log for all streams together.
 
 use axum::Json;
+use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{Event, KeepAlive, Sse};
@@ -12,7 +13,7 @@ use futures_util::stream;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::event::ServiceEvent;
 use lastbeat_domain::{RunId, Status};
-use lastbeat_store::FeedEntry;
+use lastbeat_store::{Bundle, BundleLine, FeedEntry, With};
 use lastbeat_wire::events::{EventDocument, EventsPage, FeedEvent, FeedPage};
 use lastbeat_wire::{answers, schema};
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,8 @@ use crate::problem::{Problem, Refused};
 const PAGE_FACTS: usize = 500;
 /// How many events wait for a slow reader.
 const BUFFERED: usize = 64;
+/// How many pages of a bundle wait for a slow reader.
+const BUNDLE_BUFFERED: usize = 2;
 /// How often a run that is followed is looked at: its plain heartbeats are in no feed.
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 /// How long to wait after the store failed.
@@ -122,6 +125,87 @@ pub(crate) async fn of_run(
     let (events, receiver) = mpsc::channel(BUFFERED);
     tokio::spawn(follow_run(app, caller, (id, after), events, permit));
     Ok(streamed(receiver))
+}
+
+/// Gives a run as a bundle: its facts, the policies of its lane, and when nobody listened or nothing was reaped, one JSON
+/// object a line. Imported into an empty database it answers every `why` about the run the same.
+#[utoipa::path(
+    get, path = "/v1/runs/{id}/bundle", tag = "events", params(("id" = schema::RunId, Path, description = "the run")),
+    responses(
+        (status = 200, description = "the lines of an import file", content((String = "application/x-ndjson"))),
+        Refused,
+    )
+)]
+pub(crate) async fn bundle(
+    State(app): State<App>,
+    caller: Caller,
+    Named(id): Named<RunId>,
+) -> Result<Response, Problem> {
+    permitted_run(&app, &caller, Action::SeeRun, id).await?;
+    let permit = permit(&app)?;
+    let bundle = Bundle::begin(std::sync::Arc::clone(&app.store), vec![id], With { policy: true, deaf: true }).await?;
+    let (pages, receiver) = mpsc::channel(BUNDLE_BUFFERED);
+    tokio::spawn(tell_bundle(app, caller, bundle, pages, permit));
+    let body = stream::unfold(Some(receiver), |receiver| async move {
+        let mut receiver = receiver?;
+        match receiver.recv().await {
+            Some(Told::Page(text)) => Some((Ok(text), Some(receiver))),
+            Some(Told::End) => None,
+            // It breaks off, so that nobody takes it for whole.
+            None => Some((Err(std::io::Error::other("the bundle could not be finished")), None)),
+        }
+    });
+    let file = format!("attachment; filename=\"{id}.jsonl\"");
+    let headers = [(header::CONTENT_TYPE, "application/x-ndjson".to_owned()), (header::CONTENT_DISPOSITION, file)];
+    Ok((headers, Body::from_stream(body)).into_response())
+}
+
+/// What is told of a bundle.
+enum Told {
+    /// Some lines.
+    Page(String),
+    /// There is nothing more.
+    End,
+}
+
+/// Writes a bundle, page by page.
+async fn tell_bundle(
+    app: App,
+    caller: Caller,
+    mut bundle: Bundle,
+    pages: mpsc::Sender<Told>,
+    _permit: OwnedSemaphorePermit,
+) {
+    loop {
+        let told = match bundle.next().await {
+            Ok(Some(lines)) => Told::Page(lines.into_iter().map(|line| bundled(&caller, line)).collect()),
+            Ok(None) => Told::End,
+            Err(error) => return tracing::warn!(%error, "a bundle cannot be finished"),
+        };
+        let over = matches!(told, Told::End);
+        let sent = tokio::select! {
+            sent = pages.send(told) => sent.is_ok(),
+            () = no_longer_admitted(&app, &caller) => false,
+            () = app.shutdown.begins() => false,
+        };
+        if over || !sent {
+            return;
+        }
+    }
+}
+
+/// A line of a bundle as the caller may see it.
+fn bundled(caller: &Caller, line: BundleLine) -> String {
+    let mut text = match line {
+        BundleLine::Service(text) => text,
+        BundleLine::Run(fact) => {
+            let mut fact = EventDocument::from(fact);
+            caller.veil_fact(&mut fact);
+            serde_json::to_string(&fact).unwrap_or_default()
+        }
+    };
+    text.push('\n');
+    text
 }
 
 fn wants_stream(headers: &HeaderMap) -> bool {

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use lastbeat_domain::event::{ServiceEvent, Signal};
-use lastbeat_domain::{Name, RefusalCode, Status};
-use lastbeat_store::{CommandError, Commit, Noted, Observer, Outcome, Store, StoreError};
+use lastbeat_domain::{Name, RefusalCode, Span, Status};
+use lastbeat_store::{CommandError, Commit, Noted, Observer, Outcome, ReapCount, ReapTally, Store, StoreError};
 use lastbeat_sweeper::SweepReport;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
@@ -54,6 +54,14 @@ struct OfRule {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OfWindow {
+    lane: String,
+    rule: &'static str,
+    /// In seconds.
+    window: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OfSignal {
     lane: String,
     signal: &'static str,
@@ -77,6 +85,8 @@ pub struct Metrics {
     runs: Family<OfStatus, Gauge>,
     reaped: Family<OfRule, Counter>,
     late_signals: Family<OfSignal, Counter>,
+    false_reap_rate: Family<OfWindow, Gauge<f64, std::sync::atomic::AtomicU64>>,
+    false_reap_rate_reaps: Family<OfWindow, Gauge>,
     heartbeats: Family<OfResult, Counter>,
     detection_lag: Histogram,
     sweep_duration: Histogram,
@@ -100,6 +110,18 @@ impl Metrics {
                 &mut registry,
                 "lastbeat_late_signals",
                 "What executors said for the first time after a reap, which may have been wrong then",
+                Family::default(),
+            ),
+            false_reap_rate: register(
+                &mut registry,
+                "lastbeat_false_reap_rate",
+                "Share of all reaps of which the executor was heard afterwards, by rule and heartbeat window in force",
+                Family::default(),
+            ),
+            false_reap_rate_reaps: register(
+                &mut registry,
+                "lastbeat_false_reap_rate_reaps",
+                "Reaps on which the false reap rate rests",
                 Family::default(),
             ),
             heartbeats: register(
@@ -152,14 +174,18 @@ impl Metrics {
             ),
             registry,
         };
-        // What is watched for standing at nought is there from the start.
+        metrics.stand_at_nought();
+        Arc::new(metrics)
+    }
+
+    /// What is watched for standing at nought is there from the start.
+    fn stand_at_nought(&self) {
         for result in HEARTBEAT_RESULTS {
-            let _ = metrics.heartbeats.get_or_create(&OfResult { result });
+            let _ = self.heartbeats.get_or_create(&OfResult { result });
         }
         for cause in ["gap", "clock_step"] {
-            let _ = metrics.deaf.get_or_create(&OfCause { cause });
+            let _ = self.deaf.get_or_create(&OfCause { cause });
         }
-        Arc::new(metrics)
     }
 
     /// Takes in what a pass of the sweeper did.
@@ -223,6 +249,21 @@ impl Metrics {
         lane.to_string()
     }
 
+    /// Takes in how often reaps were wrong, over the whole log.
+    fn rate_reaps(&self, tally: &ReapTally) {
+        let mut counts: BTreeMap<(String, &'static str, Span), ReapCount> = BTreeMap::new();
+        for (kind, count) in tally.iter() {
+            let known = counts.entry((self.lane(&kind.lane), kind.rule.as_str(), kind.window)).or_default();
+            *known = known.plus(count);
+        }
+        for ((lane, rule, window), count) in counts {
+            let labels = OfWindow { lane, rule, window: window.as_seconds().to_string() };
+            self.false_reap_rate.get_or_create(&labels).set(count.rate().unwrap_or_default());
+            let reaped = i64::try_from(count.reaped).unwrap_or(i64::MAX);
+            self.false_reap_rate_reaps.get_or_create(&labels).set(reaped);
+        }
+    }
+
     async fn count(&self, store: &dyn Store) -> Result<(), StoreError> {
         let mut counts: BTreeMap<(String, Status), u64> = BTreeMap::new();
         for lane in store.lanes().await? {
@@ -236,6 +277,7 @@ impl Metrics {
             let labels = OfStatus { lane, status: status.as_str() };
             self.runs.get_or_create(&labels).set(i64::try_from(count).unwrap_or(i64::MAX));
         }
+        self.rate_reaps(&*store.reap_tally().await?);
         let service = store.service_log().await?;
         self.held(service.holds().filter(|(_, hold)| hold.state.is_held()).map(|(lane, _)| lane));
         Ok(())

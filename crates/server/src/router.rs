@@ -31,6 +31,7 @@ fn shared() -> OpenApiRouter<App> {
         .routes(routes!(runs::why))
         .routes(routes!(runs::replay))
         .routes(routes!(events::of_run))
+        .routes(routes!(events::bundle))
         .routes(routes!(reports::start))
         .routes(routes!(reports::complete))
         .routes(routes!(reports::fail))

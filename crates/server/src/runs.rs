@@ -186,8 +186,10 @@ pub(crate) async fn why(
     Named(id): Named<RunId>,
     Params(params): Params<WhyParams>,
 ) -> Result<Json<WhyDocument>, Problem> {
-    permitted_run(&app, &caller, Action::SeeRun, id).await?;
-    let _place = if params.at.is_some() { Some(place(&app.searches).await?) } else { None };
+    let run = permitted_run(&app, &caller, Action::SeeRun, id).await?;
+    // Then its stream is read.
+    let reads_much = params.at.is_some() || params.attempt.is_some() || run.status.is_terminal();
+    let _place = if reads_much { Some(place(&app.searches).await?) } else { None };
     Ok(Json(answers::why(app.store(), id, params.at, params.attempt).await?))
 }
 

@@ -40,11 +40,12 @@ const SEES: [[u16; 3]; 5] = [[200, 404, 404], [200, 404, 404], [200, 200, 404], 
 const REPORTS: [[u16; 3]; 5] = [[200, 404, 404], [403, 404, 404], [403, 403, 404], [403, 403, 404], [200, 200, 404]];
 
 /// 409: allowed, and then decided against, since the runs of this test are neither failed nor lapsed.
-const RUN_ROUTES: [Row; 12] = [
+const RUN_ROUTES: [Row; 13] = [
     ("GET", "/v1/runs/{id}", none, SEES),
     ("GET", "/v1/runs/{id}/why", none, SEES),
     ("GET", "/v1/runs/{id}/replay", none, SEES),
     ("GET", "/v1/runs/{id}/events", none, SEES),
+    ("GET", "/v1/runs/{id}/bundle", none, SEES),
     ("POST", "/v1/runs/{id}/start", report, REPORTS),
     ("POST", "/v1/runs/{id}/heartbeat", report, REPORTS),
     ("POST", "/v1/runs/{id}/complete", report, REPORTS),

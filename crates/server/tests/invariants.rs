@@ -3,12 +3,13 @@
 use std::path::Path;
 
 /// Words by which code would compare a time with a window, or judge by itself.
-const BANNED: [&str; 8] = [
+const BANNED: [&str; 9] = [
     "heartbeat_window",
     "coarse_ttl",
     "claim_window",
     "start_window",
     "max_runtime",
+    "stall_window",
     ".charged",
     "judge(",
     "Judged::new",

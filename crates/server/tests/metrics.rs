@@ -58,6 +58,9 @@ async fn a_reap_and_what_came_after_it_are_counted(place: Place) {
     let text = metrics.encode();
     assert_eq!(value(&text, r#"lastbeat_reaped_total{lane="watcher",rule="heartbeat_silence"}"#), 1.0);
     assert_eq!(value(&text, r#"lastbeat_late_signals_total{lane="watcher",signal="heartbeat"}"#), 1.0);
+    let of_window = r#"{lane="watcher",rule="heartbeat_silence",window="180"}"#;
+    assert_eq!(value(&text, &format!("lastbeat_false_reap_rate{of_window}")), 1.0);
+    assert_eq!(value(&text, &format!("lastbeat_false_reap_rate_reaps{of_window}")), 1.0);
     assert_eq!(value(&text, r#"lastbeat_runs{lane="watcher",status="timed_out"}"#), 1.0);
     assert_eq!(value(&text, r#"lastbeat_runs{lane="watcher",status="claimed"}"#), 1.0);
     assert_eq!(value(&text, r#"lastbeat_runs{lane="watcher",status="running"}"#), 0.0);

@@ -11,7 +11,7 @@ use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, 
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
     Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Observer,
-    Outcome, Progress, Question, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage,
+    Outcome, Progress, Question, ReapTally, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage,
     VerifyReport, Watch,
 };
 use lastbeat_sweeper::{SweepReport, Sweeper};
@@ -248,6 +248,10 @@ impl Store for Between {
         self.inner.lanes().await
     }
 
+    async fn reap_tally(&self) -> Result<Arc<ReapTally>, StoreError> {
+        self.inner.reap_tally().await
+    }
+
     async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
         self.inner.count(lane).await
     }
@@ -258,6 +262,10 @@ impl Store for Between {
 
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {
         self.inner.export(sink).await
+    }
+
+    async fn service_lines(&self) -> Result<Vec<String>, StoreError> {
+        self.inner.service_lines().await
     }
 
     async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError> {

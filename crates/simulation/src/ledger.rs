@@ -66,11 +66,29 @@ pub(crate) struct Holder {
     claimed_version: u64,
     /// The last heartbeat of the attempt: instant and version.
     heard: Option<(Timestamp, u64)>,
+    /// The heartbeat of the attempt that last told of other progress than the one before it that told of any.
+    progressed: Option<(Timestamp, u64)>,
 }
 
 impl Holder {
     fn quoted_by(&self, report: &Report) -> bool {
         report.attempt == self.attempt && (report.claim.is_none() || report.claim == self.claim)
+    }
+}
+
+/// What is held against a run.
+struct Charge {
+    rule: Rule,
+    /// The version of the fact from which it is charged.
+    version: u64,
+    window: Span,
+    charged: Span,
+}
+
+impl Charge {
+    /// The microseconds that are left, less than none once it is over.
+    fn left(&self) -> i128 {
+        i128::from(self.window.as_micros()) - i128::from(self.charged.as_micros())
     }
 }
 
@@ -149,10 +167,15 @@ impl Ledger {
     pub(crate) fn holder(&self, run: RunId) -> Option<Holder> {
         let history = self.runs.get(&run)?;
         let (mut heard, mut ended_by, mut waits) = (None, None, false);
+        // The progress that was told of, the latest first.
+        let mut told = Vec::new();
         for fact in history.facts.iter().rev() {
             match &fact.event {
                 RunEvent::Claimed { attempt, claim, .. } => {
+                    let changed = |pair: &&[(&serde_json::Value, Timestamp, u64)]| pair[0].0 != pair[1].0;
+                    let change = told.windows(2).find(changed).map(|pair| pair[0]).or(told.last().copied());
                     return Some(Holder {
+                        progressed: change.map(|(_, at, version)| (at, version)),
                         attempt: *attempt,
                         claim: claim.clone(),
                         in_flight: ended_by.is_none() && !waits,
@@ -162,7 +185,10 @@ impl Ledger {
                         heard,
                     });
                 }
-                RunEvent::Heartbeat { .. } if heard.is_none() => heard = Some((fact.recorded_at, fact.version)),
+                RunEvent::Heartbeat { progress, .. } => {
+                    heard = heard.or(Some((fact.recorded_at, fact.version)));
+                    told.extend(progress.iter().map(|progress| (progress, fact.recorded_at, fact.version)));
+                }
                 RunEvent::Requeued { .. } => waits = true,
                 event if is_ending(event) => ended_by = ended_by.or(Some(event.type_name())),
                 _ => {}
@@ -217,7 +243,7 @@ impl Ledger {
     /// Returns the runs that are over their window at an instant, by all that is known by now.
     pub(crate) fn over(&self, at: Timestamp) -> Vec<(RunId, Holder, Rule)> {
         let over = |(run, holder): (RunId, Holder)| {
-            let (rule, window, charged) = self.charge(run, &holder, at, Timestamp::MAX);
+            let Charge { rule, window, charged, .. } = self.charge(run, &holder, at, Timestamp::MAX);
             (charged > window).then_some((run, holder, rule))
         };
         self.in_flight().filter_map(over).collect()
@@ -242,7 +268,7 @@ impl Ledger {
             let waits = rule == Rule::HeartbeatSilence && (held.contains(lane) || self.is_held(lane));
             let put_off = self.put_off.get(&run).and_then(|put_off| put_off.until).is_some_and(|until| at < until);
             if !(shadow || waits || put_off) {
-                let (_, window, charged) = self.charge(run, &holder, at, Timestamp::MAX);
+                let Charge { window, charged, .. } = self.charge(run, &holder, at, Timestamp::MAX);
                 let what =
                     format!("a pass began at {at}, when it was charged {charged} of {window}, and left it alone");
                 return Err(Broken::new(Promise::DeadAreReaped, run, what));
@@ -281,14 +307,24 @@ impl Ledger {
         lines.into_iter().map(|(_, line)| line).collect()
     }
 
-    /// The rule that the gate names, its window, and what may be charged at an instant by what was known at another.
-    fn charge(&self, run: RunId, holder: &Holder, at: Timestamp, known_at: Timestamp) -> (Rule, Span, Span) {
+    /// What may be charged at an instant by what was known at another: by the rule that the gate names, or for want of
+    /// progress if that leaves less time.
+    fn charge(&self, run: RunId, holder: &Holder, at: Timestamp, known_at: Timestamp) -> Charge {
         let terms = self.terms(self.lane(run), at);
-        let (rule, basis, window) = match holder.heard {
-            Some((heard, _)) => (Rule::HeartbeatSilence, heard, terms.heartbeat_window),
-            None => (Rule::CoarseTtl, holder.claimed_at, terms.coarse_ttl),
+        let charge = |rule, (basis, version): (Timestamp, u64), window| {
+            let charged = at.since(basis).minus(self.deaf(basis, at, known_at));
+            Charge { rule, version, window, charged }
         };
-        (rule, window, at.since(basis).minus(self.deaf(basis, at, known_at)))
+        let main = match holder.heard {
+            Some(heard) => charge(Rule::HeartbeatSilence, heard, terms.heartbeat_window),
+            None => charge(Rule::CoarseTtl, (holder.claimed_at, holder.claimed_version), terms.coarse_ttl),
+        };
+        let stall = terms.stall_window.zip(holder.progressed);
+        match stall.map(|(window, progressed)| charge(Rule::NoProgress, progressed, window)) {
+            // Time is charged to both alike, so which has less of it left does not depend on when they are asked.
+            Some(stall) if stall.left() < main.left() => stall,
+            _ => main,
+        }
     }
 
     /// How much of the time between two instants lies in spans that were recorded as deaf by a third one.
@@ -384,7 +420,7 @@ impl Ledger {
         evidence: Option<&Evidence>,
     ) -> Result<(), Broken> {
         let (run, at) = (fact.run, fact.recorded_at);
-        let (expected, window, charged) = self.charge(run, held, at, at);
+        let Charge { rule: expected, version: basis, window, charged } = self.charge(run, held, at, at);
         let broken = |promise, what: String| Err(Broken::new(promise, run, format!("{what}: {fact:?}")));
         if rule != expected {
             return broken(Promise::NoReapWithoutCharge, format!("{expected} is what applies"));
@@ -392,7 +428,6 @@ impl Ledger {
         if charged <= window {
             return broken(Promise::NoReapWithoutCharge, format!("it was charged {charged:?} of {window:?}"));
         }
-        let basis = held.heard.map_or(held.claimed_version, |(_, version)| version);
         let told = evidence.map(|told| (told.basis.version, told.window, told.charged));
         if told != Some((basis, window, charged)) {
             return broken(Promise::NoReapWithoutCharge, format!("the evidence should be {charged:?} of {window:?}"));

@@ -142,6 +142,7 @@ fn first_terms(random: &mut Random) -> Terms {
         hold_min: held.then(|| random.pick(&[2, 3])),
         hold_max: random.seconds(20, 60),
         reap_rate: random.pick(&[1, 10]),
+        stall_window: random.chance(40).then(|| Span::from_seconds(window + random.between(0, 20))),
         ..Terms::default()
     }
 }

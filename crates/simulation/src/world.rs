@@ -252,7 +252,7 @@ impl World {
                 Command::Complete { report, output: None }
             });
         }
-        let progress = self.random.chance(5).then(|| serde_json::json!({"done": 1}));
+        let progress = self.random.chance(20).then(|| serde_json::json!({"done": self.random.between(1, 2)}));
         match own.plan.beats {
             true if self.random.chance(3) => Some(Command::Start(report)),
             true => Some(Command::Heartbeat { report, progress }),

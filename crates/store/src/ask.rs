@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use lastbeat_domain::hold::Census;
-use lastbeat_domain::{Liveness, Name, Run, RunId, Status, Timestamp, Verdict};
+use lastbeat_domain::life::Surroundings;
+use lastbeat_domain::{Life, Liveness, Name, Run, RunId, Status, Timestamp, Verdict};
 
 use crate::error::StoreError;
-use crate::record::{Stored, fold};
+use crate::record::{Stored, take_in};
 use crate::{Filter, Judged, Store};
 
 /// How many facts are read of a stream at a time.
@@ -34,13 +35,70 @@ pub async fn run(store: &dyn Store, id: RunId) -> Result<Option<Judged>, StoreEr
 /// # Errors
 /// If the store fails, or the stream is damaged.
 pub async fn run_at(store: &dyn Store, id: RunId, at: Timestamp) -> Result<Option<Judged>, StoreError> {
-    let mut stream = whole_stream(store, id).await?;
-    stream.retain(|fact| fact.recorded_at() <= at);
-    let run = fold(&stream).map_err(|source| StoreError::CorruptStream { run: id, source })?;
-    match run {
+    match fold_until(store, id, at, &mut |_, _| ()).await? {
         Some(run) => Ok(Some(judged(store, run, at).await?)),
         None => Ok(None),
     }
+}
+
+/// A run looked back on.
+#[derive(Clone, Debug)]
+pub struct LookedBack {
+    /// The run as it was at the instant of the question.
+    pub judged: Judged,
+    /// The attempt that was asked about.
+    pub life: Life,
+}
+
+/// Looks back at log time `at` on an attempt of a run, or on the last one; `None` if the run was not there yet. Of what
+/// came later nothing is known.
+///
+/// # Errors
+/// If the store fails, or the stream is damaged.
+pub async fn look_back(
+    store: &dyn Store,
+    run: &Run,
+    at: Timestamp,
+    attempt: Option<u32>,
+) -> Result<Option<LookedBack>, StoreError> {
+    let service = store.service_log().await?;
+    let listening = Arc::new(service.listening(at));
+    let policies = service.policies(&run.lane);
+    // What was set later was not known.
+    let known = policies.partition_point(|(set_at, _)| *set_at <= at);
+    let around = Surroundings { policies: &policies[..known], listening: &listening };
+    let mut life = Life::of(attempt);
+    let mut told = |before: Option<&Run>, fact: &Stored| {
+        if let Some(fact) = fact.known() {
+            life.take_in(before, fact, around);
+        }
+    };
+    let Some(run) = fold_until(store, run.id, at, &mut told).await? else { return Ok(None) };
+    life.end(&run, at, around);
+    let policy = service.policy(&run.lane, at);
+    Ok(Some(LookedBack { judged: Judged::new(run, policy, listening, at), life }))
+}
+
+/// Folds a run's stream up to log time `at`, a page at a time, and tells each fact with the run as it was before it.
+async fn fold_until(
+    store: &dyn Store,
+    id: RunId,
+    at: Timestamp,
+    told: &mut (dyn FnMut(Option<&Run>, &Stored) + Send),
+) -> Result<Option<Run>, StoreError> {
+    let (mut run, mut after) = (None, Some(0));
+    while let Some(version) = after {
+        let page = store.stream(id, version, PAGE_FACTS).await?;
+        for fact in &page.facts {
+            if fact.recorded_at() > at {
+                return Ok(run);
+            }
+            told(run.as_ref(), fact);
+            take_in(&mut run, fact).map_err(|source| StoreError::CorruptStream { run: id, source })?;
+        }
+        after = page.next;
+    }
+    Ok(run)
 }
 
 /// Returns the whole stream of a run; empty if there is no such run.

@@ -38,8 +38,13 @@ pub(crate) async fn backtest(
         named => named.to_vec(),
     };
     let now = now.max(source.head().await?.latest_at);
-    let mut backtest =
-        Backtest::new(service.policies(lane), alternatives, service.listening(now), now, question.named_max);
+    let mut backtest = Backtest::new(
+        service.policies(lane).iter().cloned(),
+        alternatives,
+        service.listening(now),
+        now,
+        question.named_max,
+    );
     let wanted = Wanted { lane: lane.clone(), since: question.since };
     let mut take = |fact: &Stored| match fact {
         Stored::Known(recorded) => {

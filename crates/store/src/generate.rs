@@ -61,6 +61,8 @@ const WINDOW_MIN: Span = Span::from_millis(1);
 const REAP_LAG_MAX: Span = Span::from_millis(250);
 /// The longest time until an operator requeues a reaped run.
 const REQUEUE_MAX: Span = Span::from_seconds(3_600);
+/// With every how many beats of a run progress is reported, if it is at all.
+const PROGRESS_BEATS: u64 = 10;
 /// How many heartbeat windows after its reap a sleeping executor speaks again at the latest.
 const SLEEP_WINDOWS_MAX: u64 = 10;
 
@@ -144,6 +146,17 @@ pub enum WorkloadError {
         max_runtime: Span,
         /// How long an attempt may take.
         longest: Span,
+    },
+    /// Runs that are well would be reaped for want of progress.
+    #[error(
+        "runs that are well report progress each {needed} at the longest, and the lane's stall_window is {stall_window}; \
+         give a lane with a longer stall_window or none"
+    )]
+    StallWindow {
+        /// The lane's stall window.
+        stall_window: Span,
+        /// How long a run may go without progress.
+        needed: Span,
     },
     /// The first facts would lie before the first instant that a stamp can say.
     #[error("the workload would reach back before year 1; give fewer --events for the --runs, or a later --until")]
@@ -461,6 +474,12 @@ impl Stage {
         if let Some(most) = allowed.filter(|allowed| *allowed <= longest) {
             return Err(WorkloadError::MaxRuntime { max_runtime: most, longest });
         }
+        // They do with every tenth beat, and after the last of these they may beat ten times more.
+        let needed = terms.heartbeat_window.times(2 * PROGRESS_BEATS);
+        let allowed = terms.stall_window;
+        if let Some(most) = allowed.filter(|allowed| *allowed <= needed) {
+            return Err(WorkloadError::StallWindow { stall_window: most, needed });
+        }
         let aside = terms.heartbeat_window.times(SLEEP_WINDOWS_MAX + 2).plus(terms.coarse_ttl.times(3));
         let aside = aside.plus(REQUEUE_MAX).plus(terms.retry_backoff(1)).plus(Span::from_seconds(60));
         let needed = longest.plus(aside).plus(self.spread());
@@ -519,7 +538,7 @@ impl Stage {
                 Attempt::Second => beats / 2,
             };
             for number in 1..=count {
-                let progress = (with_progress && number % 10 == 0).then_some((number, count));
+                let progress = (with_progress && number % PROGRESS_BEATS == 0).then_some((number, count));
                 let after = self.beat_after(kind, number, random);
                 steps.push(Step { act: Act::Beat { attempt, progress }, after });
             }
@@ -1008,5 +1027,7 @@ mod tests {
         assert!(refused(&under(|terms| terms.start_window = Some(Span::from_micros(9)))).contains("start_window"));
         let max_runtime = Some(Span::from_seconds(600));
         assert!(refused(&under(|terms| terms.max_runtime = max_runtime)).contains("longer max_runtime"));
+        let stall_window = Some(Span::from_seconds(600));
+        assert!(refused(&under(|terms| terms.stall_window = stall_window)).contains("longer stall_window"));
     }
 }

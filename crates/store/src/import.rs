@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::BufRead;
 
 use lastbeat_domain::event::{RunEvent, ServiceEvent};
+use lastbeat_domain::listening::Beacon;
 use lastbeat_domain::{Line, Name, Recorded, Run, RunId, ServiceRecorded, Span, Timestamp, judge};
 
 use crate::batch::{Head, RunRow, Writes};
@@ -21,8 +22,10 @@ use crate::service::ServiceLog;
 pub struct CheckedImport {
     pub(crate) runs: Vec<ImportedRun>,
     pub(crate) facts: Vec<ImportedFact>,
-    /// The line of the first service event.
+    /// The line of the first service event, or of the first beacon.
     pub(crate) first_service_line: Option<u64>,
+    /// The beacons of a bundle.
+    pub(crate) beacons: Vec<Beacon>,
     pub(crate) report: ImportReport,
 }
 
@@ -57,6 +60,14 @@ impl CheckedImport {
             };
             writes.events.push(row);
             head.latest_at = head.latest_at.max(recorded_at);
+        }
+        if !self.beacons.is_empty() {
+            let known = |beacon: &&Beacon| !self.beacons.iter().any(|own| own.process == beacon.process);
+            let others: Vec<Beacon> = service.beacons.iter().filter(known).cloned().collect();
+            service.beacons = others.into_iter().chain(self.beacons.iter().cloned()).collect();
+            service.beacons.sort_by(|a, b| a.process.cmp(&b.process));
+            head.latest_at = service.beacons.iter().map(|beacon| beacon.at).fold(head.latest_at, Timestamp::max);
+            writes.beacons = Some(service.beacons.clone());
         }
         let now = clock.max(head.latest_at);
         let listening = service.listening(now);
@@ -154,6 +165,16 @@ impl Checker {
             Line::Service(recorded) => {
                 self.check_stamp(line, recorded.recorded_at)?;
                 self.service(line, recorded)
+            }
+            Line::Beacon(beacon) => {
+                self.check_stamp(line, beacon.at)?;
+                if self.import.beacons.iter().any(|known| known.process == beacon.process) {
+                    let problem = format!("there is a beacon of process `{}` already", beacon.process);
+                    return Err(ImportError::bad_line(line, problem));
+                }
+                self.import.first_service_line.get_or_insert(line);
+                self.import.beacons.push(beacon);
+                Ok(())
             }
         }
     }

@@ -9,6 +9,7 @@
 pub mod ask;
 pub mod backtest;
 mod batch;
+pub mod bundle;
 mod clock;
 mod digest;
 mod doctor;
@@ -22,6 +23,7 @@ mod packing;
 mod past;
 pub mod postgres;
 mod queue;
+mod reaps;
 mod record;
 mod replay;
 pub mod secret;
@@ -45,11 +47,13 @@ use lastbeat_domain::{
 use serde_json::Value;
 
 pub use backtest::Question;
+pub use bundle::{Bundle, BundleLine, With};
 pub use clock::{Clock, SystemClock};
 pub use doctor::{Check, Health};
 pub use error::{CommandError, ImportError, StoreError};
 pub use import::{CheckedImport, ImportReport, check as check_import};
 pub use observe::{Commit, Noted, Observer};
+pub use reaps::{ReapCount, ReapKind, ReapTally};
 pub use record::{Stored, UnknownFact, fold, take_in};
 pub use replay::{Replay, Stretch, replay};
 pub use service::{LaneHold, ServiceLog};
@@ -272,6 +276,9 @@ pub trait Store: Send + Sync {
     /// Returns every lane that was ever named.
     async fn lanes(&self) -> Result<Vec<Name>, StoreError>;
 
+    /// Counts the reaps, and those of which the executor was heard afterwards. Only what came since it was last asked
+    /// is read.
+    async fn reap_tally(&self) -> Result<Arc<ReapTally>, StoreError>;
     /// Counts the runs of a lane by status.
     async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError>;
 
@@ -282,6 +289,8 @@ pub trait Store: Send + Sync {
     /// the number of lines.
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError>;
 
+    /// Returns the service events, as one line of an export each, in the order of their commits.
+    async fn service_lines(&self) -> Result<Vec<String>, StoreError>;
     /// Compares the projection with the fold of the truth and looks for every kind of damage.
     async fn verify(&self, progress: &Progress<'_>) -> Result<VerifyReport, StoreError>;
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use lastbeat_domain::event::ServiceEvent;
-use lastbeat_domain::hold::{Census, HoldState};
+use lastbeat_domain::hold::{Census, HeldSpan, HoldState};
 use lastbeat_domain::listening::{Beacon, DeafSpan};
 use lastbeat_domain::{
     LanePolicy, Listening, Name, ServiceRecorded, Span, Terms, Timestamp, Token, TokenDigest, Tokens,
@@ -33,6 +33,8 @@ pub struct ServiceLog {
     policies: BTreeMap<Name, Vec<(Timestamp, LanePolicy)>>,
     deaf: Vec<DeafSpan>,
     holds: BTreeMap<Name, LaneHold>,
+    /// For each lane when it was held, in that order.
+    held: BTreeMap<Name, Vec<HeldSpan>>,
     /// The tokens that were ever issued.
     pub tokens: Tokens,
     /// The beacons as they stand.
@@ -84,8 +86,16 @@ impl ServiceLog {
                 let census = Census { beating: *beating, silent: *silent, lapsed: *lapsed };
                 let state = HoldState::Held { since: recorded_at };
                 self.holds.insert(lane.clone(), LaneHold { state, held_at: recorded_at, census });
+                let held = HeldSpan { from: recorded_at, to: None, cause: None };
+                self.held.entry(lane.clone()).or_default().push(held);
             }
-            ServiceEvent::ReapingReleased { lane, .. } => {
+            ServiceEvent::ReapingReleased { lane, cause, .. } => {
+                // What ends a drain finds the hold over.
+                if let Some(held) = self.held.get_mut(lane).and_then(|held| held.last_mut())
+                    && held.to.is_none()
+                {
+                    (held.to, held.cause) = (Some(recorded_at), Some(*cause));
+                }
                 if let Some(hold) = self.holds.get_mut(lane) {
                     hold.state = hold.state.after(&recorded.event, recorded_at);
                     if hold.state == HoldState::Free {
@@ -137,6 +147,18 @@ impl ServiceLog {
         self.holds.iter()
     }
 
+    /// Returns when a lane was held after log time `since`, as it was known at log time `at`, oldest first.
+    pub fn held_between(&self, lane: &Name, since: Timestamp, at: Timestamp) -> Vec<HeldSpan> {
+        let held = self.held.get(lane).map_or(&[][..], Vec::as_slice);
+        let known = held.iter().filter_map(|held| held.as_of(at));
+        known.filter(|held| held.to.is_none_or(|to| to > since)).collect()
+    }
+
+    /// Returns the policies that were ever set in a lane with the log time of their record, oldest first.
+    pub fn policies(&self, lane: &Name) -> &[(Timestamp, LanePolicy)] {
+        self.policies.get(lane).map_or(&[], Vec::as_slice)
+    }
+
     /// Returns the deaf spans that were recorded, in the order of their record.
     pub fn deaf_spans(&self) -> &[DeafSpan] {
         &self.deaf
@@ -146,11 +168,6 @@ impl ServiceLog {
     pub fn policy_history(&self, lane: &Name) -> impl Iterator<Item = (Timestamp, u32, &Terms)> {
         let policies = self.policies.get(lane).map_or(&[][..], Vec::as_slice);
         policies.iter().map(|(at, policy)| (*at, policy.version, &policy.terms))
-    }
-
-    /// Returns them with the log time from which each was in force.
-    pub fn policies(&self, lane: &Name) -> impl Iterator<Item = (Timestamp, LanePolicy)> {
-        self.policies.get(lane).into_iter().flatten().cloned()
     }
 
     /// Returns the lanes that ever had a policy set.

@@ -904,7 +904,7 @@ fn question(seconds: &[u64], since: Option<Timestamp>) -> Question {
 /// The same from the histories of the runs, one after the other.
 async fn by_hand(store: &dyn Store, question: &Question) -> BacktestReport {
     let (now, service) = (store.now().await.unwrap(), store.service_log().await.unwrap());
-    let (policies, alternatives) = (service.policies(&question.lane), question.alternatives.clone());
+    let (policies, alternatives) = (service.policies(&question.lane).iter().cloned(), question.alternatives.clone());
     let mut backtest = Backtest::new(policies, alternatives, service.listening(now), now, question.named_max);
     let filter = Filter { lane: Some(question.lane.clone()), ..Filter::default() };
     let mut runs = store.list(&filter, None, 100_000).await.unwrap();

@@ -1,24 +1,28 @@
 //! Documents made from a store. Every answer about a run is a verdict of the rule, at the log's now.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use lastbeat_domain::alternative::AlternativeError;
 use lastbeat_domain::event::RunEvent;
-use lastbeat_domain::hold::HoldState;
-use lastbeat_domain::{Liveness, Name, Recorded, RunId, Status, Terms, Timestamp};
+use lastbeat_domain::hold::{HeldSpan, HoldState};
+use lastbeat_domain::run::Outcome;
+use lastbeat_domain::{Liveness, Name, Recorded, Rule, RunId, Span, Status, Terms, Timestamp, explain};
+use lastbeat_store::ask::LookedBack;
 use lastbeat_store::{
-    Answer, FeedEntry, FeedFact, Filter, Heard, Judged, Question, ServiceLog, Store, StoreError, Stored, Stretch,
-    Watch, ask,
+    Answer, Bundle, FeedEntry, FeedFact, Filter, Heard, Judged, Question, ReapCount, ReapTally, ServiceLog, Store,
+    StoreError, Stored, Stretch, Watch, With, ask,
 };
 
 use crate::backtest::{BacktestDocument, BacktestRequest, EXAMPLES, EXAMPLES_MAX};
+use crate::case::{CaseDocument, ExpectDocument};
 use crate::events::{EventDocument, EventsPage};
 use crate::heartbeat::{Directive, HeartbeatDocument};
 use crate::hold::{HoldDocument, HoldKind, HoldsPage, ReleaseDocument};
-use crate::lane::{LaneDocument, LanesPage};
+use crate::lane::{FalseReapRateDocument, FalseReapsDocument, LaneDocument, LanesPage};
 use crate::replay::{ReplayDocument, StretchDocument};
 use crate::run::{AnswerDocument, RunDocument, RunsPage, Seen};
-use crate::why::WhyDocument;
+use crate::why::{Past, WhyDocument};
 
 /// How many runs are named when a policy is refused.
 const NAMED_MAX: usize = 5;
@@ -132,6 +136,21 @@ impl From<FeedEntry> for EventDocument {
     }
 }
 
+impl FalseReapsDocument {
+    /// Tells how often the reaps of a lane were wrong.
+    pub fn of(reaps: &ReapTally, lane: &Name) -> FalseReapsDocument {
+        let all = reaps.of_lane(lane).fold(ReapCount::default(), |all, (_, count)| all.plus(count));
+        let by_window = reaps.of_lane(lane).map(|(kind, count)| FalseReapRateDocument {
+            rule: kind.rule,
+            heartbeat_window_seconds: kind.window,
+            reaped: count.reaped,
+            wrong: count.wrong,
+            rate: count.rate(),
+        });
+        FalseReapsDocument { reaped: all.reaped, wrong: all.wrong, rate: all.rate(), by_window: by_window.collect() }
+    }
+}
+
 impl From<Stretch> for StretchDocument {
     fn from(stretch: Stretch) -> StretchDocument {
         let Stretch { from, to, status, attempt, verdict, rule, because } = stretch;
@@ -177,18 +196,9 @@ pub async fn runs(
     Ok(RunsPage { runs: page.runs.iter().map(RunDocument::from).collect(), next })
 }
 
-/// Returns a run as it was at log time `at`, or is now.
-async fn judged(store: &dyn Store, id: RunId, at: Option<Timestamp>) -> Result<Judged, AskError> {
-    let Some(at) = at else {
-        return ask::run(store, id).await?.ok_or(AskError::UnknownRun(id));
-    };
-    if store.run(id).await?.is_none() {
-        return Err(AskError::UnknownRun(id));
-    }
-    ask::run_at(store, id, at).await?.ok_or(AskError::NotThereYet { run: id, at })
-}
-
 /// Says why a run is as it is, now or at log time `at`; of an attempt: why that was reaped.
+///
+/// Of a run that is open now the projection says it all. Else its stream is read, a page at a time.
 ///
 /// # Errors
 /// If there is no such run, it was not there yet, the attempt was not reaped, or the store fails.
@@ -198,20 +208,51 @@ pub async fn why(
     at: Option<Timestamp>,
     attempt: Option<u32>,
 ) -> Result<WhyDocument, AskError> {
-    let judged = judged(store, id, at).await?;
-    let Some(attempt) = attempt else { return Ok(WhyDocument::of((&judged).into())) };
-    let reap = reap_of(store, &judged, attempt).await?;
-    Ok(WhyDocument::of_reap((&judged).into(), &reap))
+    let run = store.run(id).await?.ok_or(AskError::UnknownRun(id))?;
+    if at.is_none() && attempt.is_none() && !run.status.is_terminal() {
+        let judged = ask::run(store, id).await?.ok_or(AskError::UnknownRun(id))?;
+        let held = held_since_basis(store, &judged).await?;
+        return Ok(WhyDocument::of((&judged).into(), Past { life: None, held: &held }));
+    }
+    let at = match at {
+        Some(at) => at,
+        None => store.now().await?.max(run.updated_at),
+    };
+    let back = ask::look_back(store, &run, at, attempt).await?.ok_or(AskError::NotThereYet { run: id, at })?;
+    let LookedBack { judged, life } = &back;
+    if let Some(attempt) = attempt {
+        let reap = life.reap.as_ref().ok_or(AskError::NotReaped { run: id, attempt })?;
+        let held = held_before(store, judged, reap).await?;
+        return Ok(WhyDocument::of_reap(judged.into(), Past { life: Some(life), held: &held }, reap));
+    }
+    let held = match (&life.reap, judged.run.status) {
+        (Some(reap), Status::TimedOut) => held_before(store, judged, reap).await?,
+        _ => held_since_basis(store, judged).await?,
+    };
+    let life = Some(life).filter(|_| judged.run.status.is_terminal());
+    Ok(WhyDocument::of(judged.into(), Past { life, held: &held }))
 }
 
-async fn reap_of(store: &dyn Store, judged: &Judged, attempt: u32) -> Result<Recorded, AskError> {
-    let run = judged.run.id;
-    let stream = ask::whole_stream(store, run).await?;
-    let found = stream.iter().filter_map(Stored::known).find(|recorded| {
-        recorded.recorded_at <= judged.at
-            && matches!(recorded.event, RunEvent::TimedOut { attempt: reaped, .. } if reaped == attempt)
-    });
-    found.cloned().ok_or(AskError::NotReaped { run, attempt })
+/// When the lane was held while the silence lasted that the governing rule charges.
+async fn held_since_basis(store: &dyn Store, judged: &Judged) -> Result<Vec<HeldSpan>, StoreError> {
+    match &judged.verdict.charge {
+        Some(charge) if charge.rule == Rule::HeartbeatSilence => {
+            let service = store.service_log().await?;
+            Ok(service.held_between(&judged.run.lane, charge.basis.at, judged.at))
+        }
+        _ => Ok(Vec::new()),
+    }
+}
+
+/// When the lane was held while the silence lasted for which an attempt was reaped.
+async fn held_before(store: &dyn Store, judged: &Judged, reap: &Recorded) -> Result<Vec<HeldSpan>, StoreError> {
+    match &reap.event {
+        RunEvent::TimedOut { rule: Rule::HeartbeatSilence, evidence: Some(evidence), .. } => {
+            let service = store.service_log().await?;
+            Ok(service.held_between(&judged.run.lane, evidence.basis.at, reap.recorded_at))
+        }
+        _ => Ok(Vec::new()),
+    }
 }
 
 /// Replays a run up to log time `at`, or up to now.
@@ -229,6 +270,50 @@ pub async fn replay(store: &dyn Store, id: RunId, at: Option<Timestamp>) -> Resu
     let replay = lastbeat_store::replay(store, id, at).await?.ok_or(AskError::NotThereYet { run: id, at })?;
     let stretches = replay.stretches.into_iter().map(StretchDocument::from).collect();
     Ok(ReplayDocument { run: id, at, stretches, state: (&replay.judged).into() })
+}
+
+/// Makes a case of a run for a regression test: its history with all that bears on it, an instant, and the verdict that
+/// it had then. Without an instant it is the one just before the run ended, or now.
+///
+/// # Errors
+/// If there is no such run, it was not there yet, or the store fails.
+pub async fn case(store: Arc<dyn Store>, id: RunId, at: Option<Timestamp>) -> Result<CaseDocument, AskError> {
+    let run = store.run(id).await?.ok_or(AskError::UnknownRun(id))?;
+    // What was adopted had ended before, by the reap.
+    let ended = match &run.outcome {
+        Some(Outcome { event: RunEvent::Completed { attempt, late: true, .. }, .. }) => {
+            run.reaped_attempt(*attempt).map(|reaped| reaped.at)
+        }
+        Some(outcome) if run.status.is_terminal() => Some(outcome.at),
+        _ => None,
+    };
+    let at = match (at, ended) {
+        (Some(at), _) => at,
+        (None, Some(ended)) => ended.minus(Span::from_micros(1)),
+        (None, None) => store.now().await?.max(run.updated_at),
+    };
+    let judged = ask::run_at(store.as_ref(), id, at).await?.ok_or(AskError::NotThereYet { run: id, at })?;
+    let mut history = Vec::new();
+    let mut bundle = Bundle::begin(store, vec![id], With { policy: true, deaf: true }).await?;
+    while let Some(lines) = bundle.next().await? {
+        // What the store wrote is JSON.
+        history.extend(lines.iter().map(|line| serde_json::from_str(&line.text()).unwrap_or_default()));
+    }
+    let charge = judged.verdict.charge;
+    Ok(CaseDocument {
+        name: format!("{} run {id} is {}", run.lane, judged.verdict.liveness),
+        why: explain::sentence(&judged.run, &judged.verdict, &judged.policy, at),
+        at,
+        history,
+        run: id,
+        expect: ExpectDocument {
+            verdict: judged.verdict.liveness,
+            rule: (judged.verdict.liveness != Liveness::Settled).then(|| judged.verdict.rule()),
+            charged_seconds: charge.map(|charge| charge.charged.as_seconds()),
+            deaf_seconds: charge.map(|charge| charge.deaf.as_seconds()),
+            lapses_at: judged.verdict.lapses_at(),
+        },
+    })
 }
 
 /// Returns at most `limit` facts of a run after a version. `next` is the version after which the next page begins.
@@ -250,18 +335,19 @@ pub async fn history(store: &dyn Store, id: RunId, after: u64, limit: usize) -> 
 /// # Errors
 /// If the store fails.
 pub async fn lane(store: &dyn Store, lane: &Name) -> Result<LaneDocument, AskError> {
-    let (service, now) = (store.service_log().await?, store.now().await?);
-    shown_lane(store, &service, now, lane).await
+    let (service, now, reaps) = (store.service_log().await?, store.now().await?, store.reap_tally().await?);
+    shown_lane(store, &service, &reaps, now, lane).await
 }
 
 async fn shown_lane(
     store: &dyn Store,
     service: &ServiceLog,
+    reaps: &ReapTally,
     now: Timestamp,
     lane: &Name,
 ) -> Result<LaneDocument, AskError> {
     let runs: BTreeMap<Status, u64> = store.count(lane).await?;
-    Ok(LaneDocument::of(lane.clone(), service.policy(lane, now), runs))
+    Ok(LaneDocument::of(lane.clone(), service.policy(lane, now), runs, FalseReapsDocument::of(reaps, lane)))
 }
 
 /// Shows all lanes.
@@ -269,10 +355,10 @@ async fn shown_lane(
 /// # Errors
 /// If the store fails.
 pub async fn lanes(store: &dyn Store) -> Result<LanesPage, AskError> {
-    let (service, now) = (store.service_log().await?, store.now().await?);
+    let (service, now, reaps) = (store.service_log().await?, store.now().await?, store.reap_tally().await?);
     let mut lanes = Vec::new();
     for lane in store.lanes().await? {
-        lanes.push(shown_lane(store, &service, now, &lane).await?);
+        lanes.push(shown_lane(store, &service, &reaps, now, &lane).await?);
     }
     Ok(LanesPage { lanes, next: None })
 }

@@ -64,7 +64,7 @@ impl EventDocument {
                 Ok(EventDocument::Run(Recorded { run, version, recorded_at, event }))
             }
             Ok(Line::Service(recorded)) => Ok(EventDocument::Service(recorded)),
-            Ok(Line::Run { version: None, .. }) | Err(_) => {
+            Ok(Line::Run { version: None, .. } | Line::Beacon(_)) | Err(_) => {
                 let body: Value = serde_json::from_str(text)?;
                 if body.is_object() {
                     Ok(EventDocument::Unknown(body))

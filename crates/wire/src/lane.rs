@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use lastbeat_domain::{LanePolicy, Name, Status, Terms};
+use lastbeat_domain::{LanePolicy, Name, Rule, Span, Status, Terms};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 
@@ -20,12 +20,53 @@ pub struct LaneDocument {
     /// How many runs of each status there are.
     #[cfg_attr(feature = "openapi", schema(value_type = BTreeMap<String, u64>))]
     pub runs: BTreeMap<Status, u64>,
+    /// How often its reaps were wrong.
+    #[serde(default)]
+    pub false_reaps: FalseReapsDocument,
+}
+
+/// How often reaps of a lane were wrong: of how many the executor was heard afterwards, about the attempt that was
+/// reaped. Only reaps of attempts count: a run that nobody had claimed has no executor.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FalseReapsDocument {
+    /// How many reaps there were, which is what the rate rests on.
+    pub reaped: u64,
+    /// How many of them were wrong.
+    pub wrong: u64,
+    /// The share of the wrong ones; null without reaps.
+    pub rate: Option<f64>,
+    /// The same for each rule and each heartbeat window that was in force at a reap.
+    pub by_window: Vec<FalseReapRateDocument>,
+}
+
+/// How often the reaps by one rule were wrong while one heartbeat window was in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct FalseReapRateDocument {
+    /// The rule.
+    #[cfg_attr(feature = "openapi", schema(value_type = crate::schema::Rule))]
+    pub rule: Rule,
+    /// The heartbeat window of the policy that was in force.
+    #[cfg_attr(feature = "openapi", schema(value_type = f64))]
+    pub heartbeat_window_seconds: Span,
+    /// How many reaps there were.
+    pub reaped: u64,
+    /// How many of them were wrong.
+    pub wrong: u64,
+    /// The share of the wrong ones.
+    pub rate: Option<f64>,
 }
 
 impl LaneDocument {
     /// Shows a lane.
-    pub fn of(lane: Name, policy: LanePolicy, runs: BTreeMap<Status, u64>) -> LaneDocument {
-        LaneDocument { lane, policy_version: policy.version, policy: PolicyDocument(policy.terms), runs }
+    pub fn of(
+        lane: Name,
+        policy: LanePolicy,
+        runs: BTreeMap<Status, u64>,
+        false_reaps: FalseReapsDocument,
+    ) -> LaneDocument {
+        LaneDocument { lane, policy_version: policy.version, policy: PolicyDocument(policy.terms), runs, false_reaps }
     }
 }
 

@@ -15,6 +15,7 @@
 //! | [`why`] | the verdict and its evidence |
 //! | [`events`] | facts |
 //! | [`replay`], [`backtest`] | what the rule said at each instant, and what it would have said |
+//! | [`case`](mod@case) | a recorded situation as a regression test |
 //! | [`goal`], [`lane`], [`hold`], [`executor`], [`token`] | what there is beside runs |
 //! | [`problem`] | what went wrong |
 //!
@@ -23,6 +24,7 @@
 #[cfg(feature = "store")]
 pub mod answers;
 pub mod backtest;
+pub mod case;
 pub mod claim;
 pub mod create;
 pub mod events;
@@ -45,6 +47,7 @@ pub use backtest::{
     AlternativeDocument, BacktestDocument, BacktestRequest, RecommendationDocument, ShiftDocument, ShortestDocument,
     WrongReapDocument,
 };
+pub use case::{CaseDocument, ExpectDocument};
 pub use claim::ClaimRequest;
 pub use create::{ClaimBy, CreateRequest};
 pub use events::{EventDocument, EventsPage};
@@ -54,10 +57,10 @@ pub use heartbeat::{
     Beat, BeatError, BeatResult, BeatsDocument, BeatsRequest, Directive, HeartbeatDocument, HeartbeatRequest,
 };
 pub use hold::{HoldDocument, HoldKind, HoldsPage, ReleaseDocument};
-pub use lane::{LaneDocument, LanesPage, PolicyDocument};
+pub use lane::{FalseReapRateDocument, FalseReapsDocument, LaneDocument, LanesPage, PolicyDocument};
 pub use problem::Problem;
 pub use replay::{ReplayDocument, StretchDocument};
 pub use report::{CompleteRequest, FailRequest, ReasonRequest, ReportRequest};
 pub use run::{AnswerDocument, RunDocument, RunsPage, Seen};
 pub use token::{IssuedTokenDocument, TokenDocument, TokenRequest, TokensPage};
-pub use why::{BasisDocument, WhyDocument};
+pub use why::{BasisDocument, Past, WhyDocument};

@@ -83,6 +83,10 @@ pub struct RunDocument {
     /// How far the latest attempt is, as it said last.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Value>))]
     pub progress: Option<Value>,
+    /// When a heartbeat of the latest attempt last changed it.
+    #[serde(default)]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::schema::Timestamp>))]
+    pub progress_changed_at: Option<Timestamp>,
     /// The request to stop that the executor has not answered yet.
     #[cfg_attr(feature = "openapi", schema(value_type = Option<crate::schema::CancelRequest>))]
     pub cancel_requested: Option<CancelRequest>,
@@ -132,6 +136,7 @@ impl RunDocument {
             last_heartbeat_at: run.last_heartbeat_at(),
             beats: run.beats,
             progress: run.progress.clone(),
+            progress_changed_at: run.progress_changed.map(|changed| changed.at),
             cancel_requested: run.cancel_requested.clone(),
             version: run.version,
             // A fact holds nothing that JSON cannot.

@@ -79,6 +79,16 @@ words!(
     ["created", "requeued", "claimed", "heartbeat"]
 );
 words!(
+    /// What an executor may say of an attempt.
+    Signal,
+    ["heartbeat", "started", "completed", "failed"]
+);
+words!(
+    /// Why reaping goes on in a lane that was held.
+    ReleaseCause,
+    ["recovered", "operator", "expired"]
+);
+words!(
     /// What a token may do.
     Role,
     ["executor", "submitter", "auditor", "operator", "admin"]
@@ -155,6 +165,9 @@ pub struct Policy {
     /// How long an attempt may take at all.
     #[schema(exclusive_minimum = 0)]
     pub max_runtime_seconds: Option<f64>,
+    /// How long a run that beats, and has reported progress, may go on without any.
+    #[schema(exclusive_minimum = 0)]
+    pub stall_window_seconds: Option<f64>,
     /// How many times a run may be reaped before it stays so.
     #[schema(minimum = 1, default = 1, required = false)]
     pub max_attempts: u32,

@@ -11,8 +11,8 @@ use lastbeat_domain::{
 };
 use lastbeat_wire::{
     AnswerDocument, BeatResult, BeatsDocument, BeatsRequest, ClaimRequest, CompleteRequest, CreateRequest, Directive,
-    EventDocument, FailRequest, HeartbeatDocument, HeartbeatRequest, LaneDocument, PolicyDocument, Problem,
-    ReasonRequest, ReportRequest, RunDocument, Seen, TokenRequest, WhyDocument,
+    EventDocument, FailRequest, FalseReapsDocument, HeartbeatDocument, HeartbeatRequest, LaneDocument, Past,
+    PolicyDocument, Problem, ReasonRequest, ReportRequest, RunDocument, Seen, TokenRequest, WhyDocument,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -118,12 +118,13 @@ fn a_run_that_waits_says_from_when_on_it_may_be_claimed() {
 
 #[test]
 fn why_not_yet_and_why_reaped() {
-    let why = seen(vec![(10, claimed()), (20, beat())], 30, WhyDocument::of);
+    let why = seen(vec![(10, claimed()), (20, beat())], 30, |seen| WhyDocument::of(seen, Past::default()));
     let written = goes_there_and_back(&why);
     assert_eq!(written["basis"], json!({"fact": "heartbeat", "version": 3, "at": at(20)}));
     assert_eq!((&written["charged_seconds"], &written["window_seconds"]), (&json!(10), &json!(180)));
 
-    let why = seen(vec![(10, claimed()), (20, beat()), (201, reaped())], 900, WhyDocument::of);
+    let why =
+        seen(vec![(10, claimed()), (20, beat()), (201, reaped())], 900, |seen| WhyDocument::of(seen, Past::default()));
     let written = goes_there_and_back(&why);
     assert_eq!((&written["verdict"], &written["rule"]), (&json!("settled"), &json!("heartbeat_silence")));
     assert_eq!((&written["charged_seconds"], &written["reaped_at"]), (&json!(180.25), &json!(at(201))));
@@ -174,7 +175,8 @@ fn heartbeats_one_and_many() {
 #[test]
 fn a_policy_that_is_told_may_have_terms_that_are_not_known() {
     let terms = Terms { claim_window: Some(Span::from_seconds(60)), ..Terms::default() };
-    let document = LaneDocument::of(name("watcher"), LanePolicy { version: 2, terms }, [].into());
+    let document =
+        LaneDocument::of(name("watcher"), LanePolicy { version: 2, terms }, [].into(), FalseReapsDocument::default());
     let mut written = goes_there_and_back(&document);
     assert_eq!(written["policy"]["start_window_seconds"], Value::Null, "off");
     written["policy"]["patience_seconds"] = json!(3);

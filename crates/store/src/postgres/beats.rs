@@ -11,14 +11,14 @@ use std::fmt::Write;
 use std::sync::Arc;
 
 use lastbeat_domain::decide::{Command, Report};
-use lastbeat_domain::run::{Claim, LastBeat, Waiting};
+use lastbeat_domain::run::{Claim, LastBeat, ProgressChange, Waiting};
 use lastbeat_domain::verdict::BasisFact;
 use lastbeat_domain::{LanePolicy, Listening, Name, Run, RunId, Span, Status, Timestamp, judge};
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
-use super::rows::{STEP_BYTES, unpack_tail};
+use super::rows::{STEP_BYTES, progress_changed, unpack_tail};
 use crate::error::StoreError;
 use crate::log::{BeatsRow, SegmentRow, unsigned};
 use crate::packing::{Beat, TAIL_BEATS_MAX};
@@ -98,6 +98,8 @@ pub(super) struct Accepted {
 pub(super) struct Taken {
     pub(super) beats: Vec<Accepted>,
     lanes: Vec<Name>,
+    /// Of the runs whose lanes have a stall window, by their number, when their progress last changed.
+    progress: HashMap<i64, ProgressChange>,
 }
 
 /// What is known before the heartbeats of a batch are taken: so what it says of all of them need not come back with each.
@@ -174,8 +176,9 @@ impl Taken {
         let mut lanes = said::<String>(row, "elsewhere", "lanes")?;
         let mut tails = said::<Vec<u8>>(row, "full_ordinals", "full_tails")?;
         let cancelled: HashSet<i64> = row.try_get::<Vec<i64>, _>("cancelled")?.into_iter().collect();
+        let lanes_known = known.lane.iter().cloned().collect();
         let mut taken =
-            Taken { beats: Vec::with_capacity(ordinals.len()), lanes: known.lane.iter().cloned().collect() };
+            Taken { beats: Vec::with_capacity(ordinals.len()), lanes: lanes_known, progress: HashMap::new() };
         for (at, ordinal) in ordinals.into_iter().enumerate() {
             let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
             let (index, report) = *place.ok_or_else(|| corrupt("a place of its own"))?;
@@ -263,6 +266,29 @@ impl Taken {
         mask
     }
 
+    /// Reads when the progress of runs last changed, where their lanes have a stall window: such a run may lapse although
+    /// it beats. Whoever changes it must lock the rows that this transaction holds, so it stays as it is read.
+    pub(super) async fn read_progress(
+        &mut self,
+        connection: &mut PgConnection,
+        known: &Known,
+        at: Timestamp,
+    ) -> Result<(), StoreError> {
+        let stalls = |lane: &Name| known.service.policy(lane, at).terms.stall_window.is_some();
+        let lanes: Vec<bool> = self.lanes.iter().map(stalls).collect();
+        let numbers: Vec<i64> = self.beats.iter().filter(|beat| lanes[beat.lane]).map(|beat| beat.number).collect();
+        if numbers.is_empty() {
+            return Ok(());
+        }
+        let select = sqlx::query("SELECT number, rest FROM runs WHERE number = ANY($1)").bind(numbers);
+        for row in select.fetch_all(connection).await? {
+            if let Some(changed) = progress_changed(row.try_get("rest")?)? {
+                self.progress.insert(row.try_get("number")?, changed);
+            }
+        }
+        Ok(())
+    }
+
     /// Answers the heartbeats that were taken, each with its index in the batch. `at` is their stamp.
     pub(super) fn answers(self, known: &Known, at: Timestamp) -> Vec<(usize, Answer)> {
         let mut lanes: Vec<Alike> = self.lanes.into_iter().map(|lane| Alike::new(lane, &known.service, at)).collect();
@@ -277,7 +303,7 @@ impl Taken {
                 at,
                 cancel_requested: beat.cancel_requested,
                 interval: lane.policy.terms.heartbeat_interval,
-                lapses_at: lane.lapses_at(beat.claimed_at, &listening),
+                lapses_at: lane.lapses_at(beat.claimed_at, self.progress.get(&beat.number).copied(), &listening),
             };
             answers.push((beat.index, Answer { heard: Some(heard), ..Answer::default() }));
         }
@@ -286,12 +312,12 @@ impl Taken {
 }
 
 /// The runs of a lane that were heard of at the same instant. They lapse together, unless a run may last only so long:
-/// then it matters when it was claimed.
+/// then it matters when it was claimed; or it may go only so long without progress: then it matters when it made some.
 struct Alike {
     run: Run,
     policy: LanePolicy,
-    /// The claim for which the rule was asked, and what it said.
-    last: Option<(Option<Timestamp>, Option<Timestamp>)>,
+    /// The claim and the progress for which the rule was asked, and what it said.
+    last: Option<(Option<Timestamp>, Option<ProgressChange>, Option<Timestamp>)>,
 }
 
 impl Alike {
@@ -300,17 +326,24 @@ impl Alike {
         Alike { run: beating(lane, at), policy, last: None }
     }
 
-    fn lapses_at(&mut self, claimed_at: Option<Timestamp>, listening: &Listening) -> Option<Timestamp> {
-        if let Some((claimed, lapses_at)) = self.last
+    fn lapses_at(
+        &mut self,
+        claimed_at: Option<Timestamp>,
+        progress: Option<ProgressChange>,
+        listening: &Listening,
+    ) -> Option<Timestamp> {
+        if let Some((claimed, changed, lapses_at)) = self.last
             && (claimed == claimed_at || !claims_matter(&self.policy))
+            && changed == progress
         {
             return lapses_at;
         }
+        self.run.progress_changed = progress;
         if let (Some(claim), Some(claimed_at)) = (&mut self.run.claim, claimed_at) {
             claim.at = claimed_at;
         }
         let lapses_at = judge(&self.run, &self.policy, listening, self.run.updated_at).lapses_at();
-        self.last = Some((claimed_at, lapses_at));
+        self.last = Some((claimed_at, progress, lapses_at));
         lapses_at
     }
 }
@@ -335,6 +368,7 @@ fn beating(lane: Name, at: Timestamp) -> Run {
         last_beat: Some(LastBeat { at, version: 3 }),
         beats: 1,
         progress: None,
+        progress_changed: None,
         cancel_requested: None,
         reaped: Vec::new(),
         outcome: None,

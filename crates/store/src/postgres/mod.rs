@@ -22,7 +22,7 @@ use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -38,8 +38,10 @@ use crate::backtest;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::log::EventRow;
 use crate::observe::Observer;
 use crate::queue::{self, Job, QUEUE_MAX};
+use crate::reaps::ReapTally;
 use crate::record;
 use crate::service::ServiceLog;
 use crate::truth::Source;
@@ -94,6 +96,8 @@ pub struct PostgresStore {
     keep: PgConnectOptions,
     shared: Arc<Shared>,
     readers: PgPool,
+    /// The reaps as they were last counted.
+    reaps: Mutex<Arc<ReapTally>>,
     writers: Vec<mpsc::Sender<Job>>,
 }
 
@@ -127,7 +131,7 @@ impl PostgresStore {
             .acquire_timeout(READER_WAIT)
             .test_before_acquire(false);
         let readers = pool.connect_lazy_with(open::options(url, Purpose::Read)?);
-        Ok(PostgresStore { keep, shared, readers, writers })
+        Ok(PostgresStore { keep, shared, readers, reaps: Mutex::default(), writers })
     }
 
     /// Asks several things of one snapshot. It is a task of its own: a caller that goes away must not leave a connection
@@ -277,12 +281,40 @@ impl Store for PostgresStore {
         read!(self.readers, |reader| read::lanes(reader, false))
     }
 
+    async fn reap_tally(&self) -> Result<Arc<ReapTally>, StoreError> {
+        let mut tally = Arc::clone(&self.reaps.lock().unwrap_or_else(PoisonError::into_inner));
+        loop {
+            let after = tally.through;
+            let page = self
+                .in_snapshot(move |connection| Box::pin(async move { read::reaps(connection, after).await }))
+                .await?;
+            // Read later, so it holds every policy that was in force at one of these reaps.
+            let service = self.service_log().await?;
+            tally = ReapTally::after(&tally, &page, &service)?;
+            if !page.is_full() {
+                break;
+            }
+        }
+        let mut latest = self.reaps.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.through < tally.through {
+            *latest = Arc::clone(&tally);
+        }
+        Ok(tally)
+    }
+
     async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
         read!(self.readers, |reader| read::count(reader, lane))
     }
 
     async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
         queue::import(&self.writers[0], import).await
+    }
+
+    async fn service_lines(&self) -> Result<Vec<String>, StoreError> {
+        let rows = read!(self.readers, |reader| read::service_rows(reader))?;
+        let line =
+            |row: &EventRow| record::service_line(Timestamp::from_micros(row.recorded_at), row.schema, &row.body);
+        rows.iter().map(line).collect()
     }
 
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {

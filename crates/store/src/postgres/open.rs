@@ -14,7 +14,11 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
 const SERVER_VERSION_MIN: i32 = 150_000;
 
 /// The migrations, in order; the schema's version is how many have been applied.
-pub(super) const MIGRATIONS: [&str; 1] = [include_str!("../../../../migrations/postgres/0001_store.sql")];
+pub(super) const MIGRATIONS: [&str; 3] = [
+    include_str!("../../../../migrations/postgres/0001_store.sql"),
+    include_str!("../../../../migrations/postgres/0002_reaps.sql"),
+    include_str!("../../../../migrations/postgres/0003_progress.sql"),
+];
 
 /// The newest schema that this program knows.
 pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

@@ -11,7 +11,8 @@ use sqlx::{AssertSqlSafe, Row};
 use super::rows::{RUN_COLUMNS, read_event, read_name, read_run, read_segment, read_word};
 use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
-use crate::log::{signed, unsigned};
+use crate::log::{EventRow, signed, unsigned};
+use crate::reaps::{PAGE_ROWS, ReapPage, ReapRow};
 use crate::record::{Stored, decode_run_event, feed_entry, put_in_order};
 use crate::service::ServiceLog;
 use crate::{FeedEntry, Filter, Sample, StreamPage};
@@ -49,6 +50,12 @@ fn beacon(row: &PgRow) -> Result<Beacon, StoreError> {
     let promise = row.try_get::<Option<i64>, _>("promise")?.map(Timestamp::from_micros);
     let at = Timestamp::from_micros(row.try_get("recorded_at")?);
     Ok(Beacon { process, role: read_word(row, "role")?, at, promise })
+}
+
+/// The rows of the service events, in the order of their commits.
+pub(super) async fn service_rows(connection: &mut PgConnection) -> Result<Vec<EventRow>, StoreError> {
+    let select = "SELECT * FROM events WHERE run IS NULL ORDER BY position";
+    sqlx::query(select).fetch_all(connection).await?.iter().map(read_event).collect()
 }
 
 /// Reads the log's now.
@@ -218,6 +225,43 @@ pub(super) async fn running(connection: &mut PgConnection, lane: &Name, limit: u
         .fetch_one(connection)
         .await?;
     Ok(Sample { runs, of: unsigned(of)? })
+}
+
+/// What the indexes of the reaps hold. A statement that is to use them says it word for word.
+const IS_REAP: &str =
+    "(e.type IN ('timed_out', 'late_signal') OR (e.type = 'completed' AND strpos(e.body, '\"late\":true') > 0))";
+
+/// Reaps and what was said after them, beyond a position, in the order of their commits.
+pub(super) async fn reaps(connection: &mut PgConnection, after: i64) -> Result<ReapPage, StoreError> {
+    let select = format!(
+        "SELECT e.position, e.run, e.version, e.recorded_at, e.schema, e.body, c.body AS created \
+         FROM events AS e JOIN events AS c ON c.run = e.run AND c.version = 1 \
+         WHERE e.position > $1 AND {IS_REAP} ORDER BY e.position LIMIT $2"
+    );
+    let rows = sqlx::query(AssertSqlSafe(select)).bind(after).bind(PAGE_ROWS).fetch_all(&mut *connection).await?;
+    let rows = rows.iter().map(read_reap).collect::<Result<Vec<_>, StoreError>>()?;
+    let spoken_of = ReapPage::spoken_of(&rows);
+    if spoken_of.is_empty() {
+        return Ok(ReapPage { rows, around: Vec::new() });
+    }
+    let select = format!(
+        "SELECT e.position, e.run, e.version, e.recorded_at, e.schema, e.body, '' AS created \
+         FROM events AS e WHERE e.run = ANY($1) AND {IS_REAP} ORDER BY e.run, e.version"
+    );
+    let around = sqlx::query(AssertSqlSafe(select)).bind(spoken_of).fetch_all(connection).await?;
+    Ok(ReapPage { rows, around: around.iter().map(read_reap).collect::<Result<Vec<_>, StoreError>>()? })
+}
+
+fn read_reap(row: &PgRow) -> Result<ReapRow, StoreError> {
+    Ok(ReapRow {
+        position: row.try_get("position")?,
+        run: row.try_get("run")?,
+        version: row.try_get("version")?,
+        recorded_at: row.try_get("recorded_at")?,
+        schema: row.try_get("schema")?,
+        body: row.try_get("body")?,
+        created: row.try_get("created")?,
+    })
 }
 
 pub(super) async fn next_due(connection: &mut PgConnection) -> Result<Option<Timestamp>, StoreError> {

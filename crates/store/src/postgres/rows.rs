@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use lastbeat_domain::run::{CancelRequest, Claim, LastBeat, Outcome, Reaped, Waiting};
+use lastbeat_domain::run::{CancelRequest, Claim, LastBeat, Outcome, ProgressChange, Reaped, Waiting};
 use lastbeat_domain::verdict::BasisFact;
 use lastbeat_domain::{ClaimId, Name, Run, RunId, Status, Timestamp};
 use serde::de::DeserializeOwned;
@@ -47,6 +47,9 @@ struct Rest {
     started_at: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     progress: Option<Value>,
+    /// Instant and version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    progress_changed: Option<(i64, u64)>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     cancel_requested: Option<CancelRequest>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -162,6 +165,7 @@ fn rest_of(run: &Run) -> String {
         waiting_version: run.waiting.version,
         started_at: run.started_at.map(Timestamp::as_micros),
         progress: run.progress.clone(),
+        progress_changed: run.progress_changed.map(|changed| (changed.at.as_micros(), changed.version)),
         cancel_requested: run.cancel_requested.clone(),
         reaped: run.reaped.clone(),
         outcome: run.outcome.clone(),
@@ -169,6 +173,19 @@ fn rest_of(run: &Run) -> String {
     };
     // It has no map whose keys are not strings, the one thing that JSON cannot hold.
     serde_json::to_string(&rest).unwrap_or_default()
+}
+
+/// Reads from the rest of a run's projection when its progress last changed, and nothing else.
+pub(super) fn progress_changed(rest: &str) -> Result<Option<ProgressChange>, StoreError> {
+    #[derive(Deserialize)]
+    struct Part {
+        #[serde(default)]
+        progress_changed: Option<(i64, u64)>,
+    }
+    let part: Part = serde_json::from_str(rest)
+        .map_err(|error| StoreError::Corrupt(format!("the projection of a run cannot be read: {error}")))?;
+    let change = |(at, version)| ProgressChange { at: Timestamp::from_micros(at), version };
+    Ok(part.progress_changed.map(change))
 }
 
 /// How many bytes a heartbeat takes in a tail: its instant, and the lower half of its version.
@@ -254,6 +271,7 @@ pub(super) fn read_run(row: &PgRow) -> Result<RunRow, StoreError> {
         last_beat,
         beats: unsigned(row.try_get("beats")?)?,
         progress: rest.progress,
+        progress_changed: rest.progress_changed.map(|(at, version)| ProgressChange { at: instant(at), version }),
         cancel_requested: rest.cancel_requested,
         reaped: rest.reaped,
         outcome: rest.outcome,

@@ -50,8 +50,7 @@ impl Source for Snapshot<'_> {
     }
 
     async fn service_rows(&mut self) -> Result<Vec<EventRow>, StoreError> {
-        let select = "SELECT * FROM events WHERE run IS NULL ORDER BY position";
-        sqlx::query(select).fetch_all(&mut *self.0).await?.iter().map(read_event).collect()
+        read::service_rows(self.0).await
     }
 
     async fn extent(&mut self, table: Table) -> Result<Extent, StoreError> {

@@ -362,6 +362,7 @@ async fn transact(
     if !plain.is_empty() {
         taken = beats::accept(connection, &plain, at, &known).await?;
         recent.lane = taken.usual_lane().or_else(|| known.lane.clone());
+        taken.read_progress(connection, &known, at).await?;
     }
     let mask = taken.mask(commands.len());
     if !taken.beats.is_empty() && mask.iter().all(|taken| *taken) {

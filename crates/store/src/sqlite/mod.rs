@@ -29,10 +29,13 @@ use crate::backtest;
 use crate::clock::Clock;
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::log::EventRow;
 use crate::observe::{Observed, Observer};
 use crate::queue::{self, Job};
+use crate::reaps::ReapTally;
 use crate::record;
 use crate::service::ServiceLog;
+use crate::truth::Source;
 use crate::verify::{self, RebuildReport, VerifyReport};
 use crate::{
     Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Question, Sample, Store, StreamPage, Watch,
@@ -54,6 +57,8 @@ pub struct SqliteStore {
     observed: Observed,
     /// The service events as they were last read.
     service: Mutex<Arc<ServiceLog>>,
+    /// The reaps as they were last counted.
+    reaps: Mutex<Arc<ReapTally>>,
 }
 
 impl SqliteStore {
@@ -71,7 +76,7 @@ impl SqliteStore {
         let pool =
             SqlitePoolOptions::new().min_connections(0).max_connections(READERS_MAX).acquire_timeout(READER_WAIT);
         let readers = pool.connect_lazy_with(options);
-        Ok(SqliteStore { path, clock, readers, writer, observed, service: Mutex::default() })
+        Ok(SqliteStore { path, clock, readers, writer, observed, service: Mutex::default(), reaps: Mutex::default() })
     }
 
     /// Returns the file.
@@ -178,6 +183,25 @@ impl Store for SqliteStore {
         read::lanes(&mut snapshot, false).await
     }
 
+    async fn reap_tally(&self) -> Result<Arc<ReapTally>, StoreError> {
+        let mut tally = Arc::clone(&self.reaps.lock().unwrap_or_else(PoisonError::into_inner));
+        loop {
+            let mut snapshot = self.readers.begin().await?;
+            let page = read::reaps(&mut snapshot, tally.through).await?;
+            let service = self.service_log_in(&mut snapshot).await?;
+            drop(snapshot);
+            tally = ReapTally::after(&tally, &page, &service)?;
+            if !page.is_full() {
+                break;
+            }
+        }
+        let mut latest = self.reaps.lock().unwrap_or_else(PoisonError::into_inner);
+        if latest.through < tally.through {
+            *latest = Arc::clone(&tally);
+        }
+        Ok(tally)
+    }
+
     async fn count(&self, lane: &Name) -> Result<BTreeMap<Status, u64>, StoreError> {
         let mut snapshot = self.readers.begin().await?;
         read::count(&mut snapshot, lane).await
@@ -185,6 +209,14 @@ impl Store for SqliteStore {
 
     async fn import(&self, import: CheckedImport) -> Result<ImportReport, ImportError> {
         queue::import(&self.writer, import).await
+    }
+
+    async fn service_lines(&self) -> Result<Vec<String>, StoreError> {
+        let mut snapshot = self.readers.begin().await?;
+        let rows = Snapshot(&mut snapshot).service_rows().await?;
+        let line =
+            |row: &EventRow| record::service_line(Timestamp::from_micros(row.recorded_at), row.schema, &row.body);
+        rows.iter().map(line).collect()
     }
 
     async fn export(&self, sink: &mut LineSink<'_>) -> Result<u64, StoreError> {

@@ -12,6 +12,7 @@ use super::rows::{RUN_COLUMNS, read_event, read_id, read_instant, read_name, rea
 use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
 use crate::log::{signed, unsigned};
+use crate::reaps::{PAGE_ROWS, ReapPage, ReapRow};
 use crate::record::{Stored, decode_run_event, feed_entry, put_in_order};
 use crate::service::ServiceLog;
 use crate::{FeedEntry, Filter, Sample, StreamPage};
@@ -223,6 +224,45 @@ pub(super) async fn running(
     let rows = query.fetch_all(connection).await?;
     let runs = rows.iter().map(|row| read_run(row).map(|row| row.run)).collect::<Result<Vec<Run>, StoreError>>()?;
     Ok(Sample { runs, of: unsigned(of)? })
+}
+
+/// What the indexes of the reaps hold. A statement that is to use them says it word for word.
+const IS_REAP: &str =
+    "(e.type IN ('timed_out', 'late_signal') OR (e.type = 'completed' AND instr(e.body, '\"late\":true') > 0))";
+
+/// Reaps and what was said after them, beyond a position, in the order of their commits.
+pub(super) async fn reaps(connection: &mut SqliteConnection, after: i64) -> Result<ReapPage, StoreError> {
+    let select = format!(
+        "SELECT e.position, e.run, e.version, e.recorded_at, e.schema, e.body, c.body AS created \
+         FROM events AS e INDEXED BY events_reaps JOIN events AS c ON c.run = e.run AND c.version = 1 \
+         WHERE e.position > ? AND {IS_REAP} ORDER BY e.position LIMIT ?"
+    );
+    let rows = sqlx::query(AssertSqlSafe(select)).bind(after).bind(PAGE_ROWS).fetch_all(&mut *connection).await?;
+    let rows = rows.iter().map(read_reap).collect::<Result<Vec<_>, StoreError>>()?;
+    let select = format!(
+        "SELECT e.position, e.run, e.version, e.recorded_at, e.schema, e.body, '' AS created \
+         FROM events AS e INDEXED BY events_reaps_of WHERE e.run = ? AND {IS_REAP} ORDER BY e.version"
+    );
+    let mut around = Vec::new();
+    for run in ReapPage::spoken_of(&rows) {
+        let found = sqlx::query(AssertSqlSafe(select.clone())).bind(run).fetch_all(&mut *connection).await?;
+        for row in &found {
+            around.push(read_reap(row)?);
+        }
+    }
+    Ok(ReapPage { rows, around })
+}
+
+fn read_reap(row: &sqlx::sqlite::SqliteRow) -> Result<ReapRow, StoreError> {
+    Ok(ReapRow {
+        position: row.try_get("position")?,
+        run: row.try_get("run")?,
+        version: row.try_get("version")?,
+        recorded_at: row.try_get("recorded_at")?,
+        schema: row.try_get("schema")?,
+        body: row.try_get("body")?,
+        created: row.try_get("created")?,
+    })
 }
 
 pub(super) async fn next_due(connection: &mut SqliteConnection) -> Result<Option<Timestamp>, StoreError> {

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use lastbeat_domain::run::{CancelRequest, Claim, LastBeat, Outcome, Reaped, Waiting};
+use lastbeat_domain::run::{CancelRequest, Claim, LastBeat, Outcome, ProgressChange, Reaped, Waiting};
 use lastbeat_domain::verdict::BasisFact;
 use lastbeat_domain::{ClaimId, Name, Run, RunId, Status, Timestamp};
 use serde::Serialize;
@@ -22,14 +22,14 @@ type Query<'q> = sqlx::query::Query<'q, sqlx::Sqlite, SqliteArguments>;
 pub(super) const RUN_COLUMNS: &str = "number, id, lane, goal, device, unique_key, labels, status, attempt, claim, \
      executor, claim_device, claimed_at, claimed_version, created_at, not_before, waiting_fact, waiting_version, due_at, \
      started_at, last_beat_at, last_beat_version, beats, progress, cancel_requested, reaped, outcome, version, \
-     updated_at, quarantined, tail";
+     updated_at, quarantined, tail, progress_changed_at, progress_changed_version";
 
 /// Writes a whole row of `runs`; the number is the first argument, the rest in the order of [`bind_run`].
 pub(super) const PUT_RUN: &str = "INSERT INTO runs (number, id, lane, goal, device, unique_key, labels, status, \
      attempt, claim, executor, claim_device, claimed_at, claimed_version, created_at, not_before, waiting_fact, \
      waiting_version, due_at, started_at, last_beat_at, last_beat_version, beats, progress, cancel_requested, reaped, \
-     outcome, version, updated_at, quarantined, tail) \
-     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
+     outcome, version, updated_at, quarantined, tail, progress_changed_at, progress_changed_version) \
+     VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) \
      ON CONFLICT (number) DO UPDATE SET status = excluded.status, attempt = excluded.attempt, claim = excluded.claim, \
      executor = excluded.executor, claim_device = excluded.claim_device, claimed_at = excluded.claimed_at, \
      claimed_version = excluded.claimed_version, not_before = excluded.not_before, \
@@ -38,7 +38,8 @@ pub(super) const PUT_RUN: &str = "INSERT INTO runs (number, id, lane, goal, devi
      last_beat_version = excluded.last_beat_version, beats = excluded.beats, progress = excluded.progress, \
      cancel_requested = excluded.cancel_requested, reaped = excluded.reaped, outcome = excluded.outcome, \
      version = excluded.version, updated_at = excluded.updated_at, quarantined = excluded.quarantined, \
-     tail = excluded.tail";
+     tail = excluded.tail, progress_changed_at = excluded.progress_changed_at, \
+     progress_changed_version = excluded.progress_changed_version";
 
 /// Binds a row for [`PUT_RUN`].
 pub(super) fn bind_run<'q>(query: Query<'q>, row: &RunRow) -> Query<'q> {
@@ -77,6 +78,8 @@ pub(super) fn bind_run<'q>(query: Query<'q>, row: &RunRow) -> Query<'q> {
         .bind(run.updated_at.as_micros())
         .bind(run.quarantined.clone())
         .bind(pack_tail(row))
+        .bind(run.progress_changed.map(|changed| changed.at.as_micros()))
+        .bind(run.progress_changed.map(|changed| signed(changed.version)))
 }
 
 /// Packs a run's tail for its column. One that could not be unpacked is never written back.
@@ -103,6 +106,8 @@ pub(super) fn read_run(row: &SqliteRow) -> Result<RunRow, StoreError> {
         (Some(at), Some(version)) => Some(LastBeat { at, version }),
         _ => None,
     };
+    let changed = (read_instant(row, "progress_changed_at")?, read_count(row, "progress_changed_version")?);
+    let progress_changed = changed.0.zip(changed.1).map(|(at, version)| ProgressChange { at, version });
     let run = Run {
         id,
         lane: read_name(row, "lane")?.ok_or_else(|| missing(id, "lane"))?,
@@ -124,6 +129,7 @@ pub(super) fn read_run(row: &SqliteRow) -> Result<RunRow, StoreError> {
         last_beat,
         beats: read_count(row, "beats")?.unwrap_or(0),
         progress: read_json(row, "progress")?,
+        progress_changed,
         cancel_requested: read_json::<CancelRequest>(row, "cancel_requested")?,
         reaped: read_json::<Vec<Reaped>>(row, "reaped")?.unwrap_or_default(),
         outcome: read_json::<Outcome>(row, "outcome")?,
