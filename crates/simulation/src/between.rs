@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use async_trait::async_trait;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, Span, Status, Timestamp};
+use lastbeat_store::compact::{Bounds, CompactionReport};
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
     Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Observer,
@@ -264,6 +265,10 @@ impl Store for Between {
 
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {
         self.inner.rebuild(progress).await
+    }
+
+    async fn compact(&self, bounds: Bounds) -> Result<CompactionReport, StoreError> {
+        self.inner.compact(bounds).await
     }
 
     async fn backup(&self, file: &Path) -> Result<(), StoreError> {

@@ -14,7 +14,10 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
 const SERVER_VERSION_MIN: i32 = 150_000;
 
 /// The migrations, in order; the schema's version is how many have been applied.
-pub(super) const MIGRATIONS: [&str; 1] = [include_str!("../../../../migrations/postgres/0001_store.sql")];
+pub(super) const MIGRATIONS: [&str; 2] = [
+    include_str!("../../../../migrations/postgres/0001_store.sql"),
+    include_str!("../../../../migrations/postgres/0002_compaction.sql"),
+];
 
 /// The newest schema that this program knows.
 pub(crate) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -27,6 +30,8 @@ pub(super) enum Purpose {
     Write,
     /// It reads, a question at a time.
     Read,
+    /// It compacts, and is in nobody's way: it would rather give up than wait for long.
+    Compact,
     /// It reads one snapshot for as long as it takes, or migrates.
     Keep,
 }
@@ -56,6 +61,14 @@ impl Purpose {
                 ("idle_in_transaction_session_timeout", "10000"),
                 ("jit", "off"),
             ],
+            Purpose::Compact => &[
+                ("synchronous_commit", "on"),
+                ("statement_timeout", "60000"),
+                ("lock_timeout", "2000"),
+                ("idle_in_transaction_session_timeout", "5000"),
+                ("enable_seqscan", "off"),
+                ("jit", "off"),
+            ],
             Purpose::Keep => &[("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")],
         }
     }
@@ -82,6 +95,7 @@ pub(super) fn options(url: &str, purpose: Purpose) -> Result<PgConnectOptions, S
     let name = match purpose {
         Purpose::Write => "lastbeat writer",
         Purpose::Read => "lastbeat reader",
+        Purpose::Compact => "lastbeat compaction",
         Purpose::Keep => "lastbeat",
     };
     let options = options.application_name(name).options(purpose.settings().iter().copied());

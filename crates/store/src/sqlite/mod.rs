@@ -1,6 +1,7 @@
 //! The embedded store: one SQLite file, shared by any number of processes of one machine.
 
 mod backup;
+mod compact;
 mod doctor;
 mod ground;
 mod import;
@@ -25,6 +26,7 @@ use sqlx::sqlite::{SqliteConnection, SqlitePool, SqlitePoolOptions};
 use tokio::sync::mpsc;
 
 use crate::clock::Clock;
+use crate::compact::{Bounds, CompactionReport};
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::observe::{Observed, Observer};
@@ -219,6 +221,10 @@ impl Store for SqliteStore {
 
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {
         rebuild::rebuild(&self.path, self.clock.as_ref(), progress).await
+    }
+
+    async fn compact(&self, bounds: Bounds) -> Result<CompactionReport, StoreError> {
+        compact::compact(&self.path, self.clock.as_ref(), bounds).await
     }
 
     async fn backup(&self, file: &Path) -> Result<(), StoreError> {

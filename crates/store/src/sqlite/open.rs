@@ -17,11 +17,12 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 const SQLITE_MIN: &str = "3.51.3";
 
 /// The migrations, in order; the schema's version is how many have been applied, kept in the header as `user_version`.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("../../../../migrations/sqlite/0001_log.sql"),
     include_str!("../../../../migrations/sqlite/0002_listening.sql"),
     include_str!("../../../../migrations/sqlite/0003_idempotency.sql"),
     include_str!("../../../../migrations/sqlite/0004_cursors.sql"),
+    include_str!("../../../../migrations/sqlite/0005_compaction.sql"),
 ];
 
 /// The newest schema that this program knows.
