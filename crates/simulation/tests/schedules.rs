@@ -31,7 +31,9 @@ fn the_promises_are_kept() {
     // A simulation in which nothing happens keeps every promise.
     assert!(tally.reaps.len() == 2 && tally.reaps.values().all(|reaps| *reaps > SEEDS / 2), "{tally:?}");
     assert!(tally.lost_races > 0 && tally.late_completions > 0 && tally.late_signals > 0, "{tally:?}");
-    for kind in ["outages", "clock steps forward", "clock steps back", "sweeper crashes", "sweeper stops"] {
+    for kind in
+        ["compactions", "outages", "clock steps forward", "clock steps back", "sweeper crashes", "sweeper stops"]
+    {
         assert!(tally.faults.remove(kind).is_some_and(|count| count > SEEDS / 8), "{kind}: {tally:?}");
     }
 }

@@ -22,6 +22,8 @@
 //! Rejected: dropping rows by age alone, since a tail that is not full may hold heartbeats of any age; and a run's
 //! history rewritten as a whole at its end, which would be one long transaction for one long run.
 
+use std::time::Duration;
+
 use lastbeat_domain::event::ServiceEvent;
 use lastbeat_domain::{ServiceRecorded, Span, Status, Timestamp};
 use serde::Serialize;
@@ -44,6 +46,10 @@ const SMALL_BEATS: u64 = 64;
 /// How many small segments of an attempt that goes on are merged at the least. What is merged is not small any more, so
 /// no heartbeat is written over and over.
 const SMALL_SEGMENTS_MIN: usize = 8;
+
+/// How often a step is tried in vain, and how long after the last time.
+const TRIES_MAX: u32 = 50;
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// What a step may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,8 +75,10 @@ pub struct CompactionReport {
     pub merged: u64,
     /// Into how many.
     pub merged_into: u64,
-    /// The bytes of the rows of the log that went: packed heartbeats, and 8 for each number beside them. What the database adds to a row is
-    /// not counted.
+    /// How many rows of commits are left: the young ones, and the last of all.
+    pub left: u64,
+    /// The bytes of the rows of the log that went: packed heartbeats, and 8 for each number beside them. What the database
+    /// adds to a row is not counted.
     pub bytes_before: u64,
     /// The bytes of the rows that came in their place.
     pub bytes_after: u64,
@@ -85,6 +93,7 @@ impl CompactionReport {
     /// Adds what a later step did.
     pub fn add(&mut self, step: &CompactionReport) {
         self.through = step.through.or(self.through);
+        self.left = step.left;
         for (sum, more) in [
             (&mut self.rows, step.rows),
             (&mut self.beats, step.beats),
@@ -112,6 +121,7 @@ impl CompactionReport {
 
     pub(crate) fn dropped(&mut self, step: &Step) {
         self.through = u64::try_from(step.through).ok();
+        self.left = self.left.saturating_sub(step.rows.len() as u64);
         self.rows += step.rows.len() as u64;
         self.beats += step.beats;
         self.bytes_before += step.rows.iter().map(BeatsRow::bytes).sum::<u64>();
@@ -119,7 +129,7 @@ impl CompactionReport {
 }
 
 /// Compacts step by step until nothing is left that is old enough. `told` hears what was done so far after each step, and
-/// says whether to go on.
+/// says whether to go on. While another compaction is under way, or a rebuild, it waits for ten seconds.
 ///
 /// # Errors
 /// If the store fails, or what is stored is damaged; what was done until then stays done.
@@ -128,15 +138,21 @@ pub async fn compact_all(
     bounds: Bounds,
     mut told: impl FnMut(&CompactionReport) -> bool + Send,
 ) -> Result<CompactionReport, StoreError> {
-    let mut report = CompactionReport::default();
+    let (mut report, mut failures) = (CompactionReport::default(), 0);
     loop {
-        let step = store.compact(bounds).await?;
-        if step.is_empty() {
-            return Ok(report);
-        }
-        report.add(&step);
-        if !told(&report) {
-            return Ok(report);
+        match store.compact(bounds).await {
+            Ok(step) => {
+                failures = 0;
+                report.add(&step);
+                if step.is_empty() || !told(&report) {
+                    return Ok(report);
+                }
+            }
+            Err(error) if error.is_transient() && failures < TRIES_MAX => {
+                failures += 1;
+                tokio::time::sleep(TRY_AGAIN_AFTER).await;
+            }
+            Err(error) => return Err(error),
         }
     }
 }

@@ -41,6 +41,9 @@ pub(super) async fn compact(
 async fn step(connection: &mut PgConnection, clock: &PgClock, bounds: Bounds) -> Result<CompactionReport, StoreError> {
     let mut report = CompactionReport::default();
     let now = read::now(connection, clock.simulated()).await?;
+    let left = "SELECT coalesce((SELECT max(position) FROM beats) - lastbeat_compacted_through(), 0)";
+    let left: i64 = sqlx::query_scalar(left).fetch_one(&mut *connection).await?;
+    report.left = u64::try_from(left).unwrap_or(0);
     let Some(step) = plan(connection, now.minus(bounds.older_than), bounds.rows_min).await? else {
         return Ok(report);
     };

@@ -17,7 +17,7 @@ use crate::compact::{
     Bounds, CompactionReport, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended, merges,
 };
 use crate::error::StoreError;
-use crate::log::{EventRow, SegmentRow};
+use crate::log::{EventRow, SegmentRow, unsigned};
 
 /// How long others may write after each transaction. Whoever waits for the file looks again after a moment, so a pause
 /// must be longer than that moment.
@@ -38,7 +38,7 @@ async fn step(
     bounds: Bounds,
 ) -> Result<CompactionReport, StoreError> {
     let mut report = CompactionReport::default();
-    let Some(step) = plan(connection, clock, bounds).await? else { return Ok(report) };
+    let Some(step) = plan(connection, clock, bounds, &mut report).await? else { return Ok(report) };
     let runs = step.runs();
     for runs in runs.chunks(RUNS_AT_ONCE) {
         flush(connection, &step, runs, &mut report).await?;
@@ -91,8 +91,11 @@ async fn plan(
     connection: &mut SqliteConnection,
     clock: &dyn Clock,
     bounds: Bounds,
+    report: &mut CompactionReport,
 ) -> Result<Option<Step>, StoreError> {
     let mut snapshot = connection.begin().await?;
+    let left = "SELECT coalesce((SELECT max(position) FROM beats) - (SELECT min(position) FROM beats) + 1, 0)";
+    report.left = unsigned(sqlx::query_scalar(left).fetch_one(&mut *snapshot).await?)?;
     let now = clock.now().max(latest_at(&mut snapshot).await?);
     let select = "SELECT * FROM (SELECT *, sum(count) OVER (ORDER BY position) AS total FROM (SELECT * FROM beats \
                   WHERE position < (SELECT max(position) FROM beats) ORDER BY position LIMIT ?1)) \
