@@ -205,7 +205,7 @@ pub(crate) async fn compact(store: &dyn Store, older_than: Span, form: Output) -
         progress.at(report.rows, report.rows + report.left);
         true
     };
-    let report = compact_all(store, Bounds { older_than, rows_min: 0 }, told).await?;
+    let report = compact_all(store, Bounds::older_than(store, older_than, 0).await?, told).await?;
     drop(progress);
     let duration = Span::from_micros(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
     let rate = report.beats as f64 / duration.as_seconds().max(1e-6);

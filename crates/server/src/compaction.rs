@@ -50,7 +50,7 @@ pub(crate) async fn compact(app: App, compaction: Compaction) {
 
 /// Makes steps while there is enough to do. What they did is in the report, whether or not one failed.
 async fn steps(app: &App, older_than: Span, report: &mut CompactionReport) -> Result<(), StoreError> {
-    let bounds = Bounds { older_than, rows_min: ROWS_MIN };
+    let bounds = Bounds::older_than(app.store(), older_than, ROWS_MIN).await?;
     loop {
         let step = app.store().compact(bounds).await?;
         app.metrics.compacted(&step);

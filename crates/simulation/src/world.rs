@@ -625,7 +625,7 @@ impl World {
     async fn compact(&mut self, older_than: Span) -> Result<(), Broken> {
         let failed = |error: StoreError| Broken::store(format!("a compaction failed: {error}"));
         let end = self.desk.log_end().await.map_err(failed)?;
-        let bounds = Bounds { older_than, rows_min: 0 };
+        let bounds = Bounds::older_than(self.desk.as_ref(), older_than, 0).await.map_err(failed)?;
         compact_all(self.desk.as_ref(), bounds, |_| true).await.map_err(failed)?;
         for entry in self.desk.feed(end, 100).await.map_err(failed)? {
             match entry.fact {

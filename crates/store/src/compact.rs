@@ -54,10 +54,24 @@ const TRY_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// What a step may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// Rows that are younger stay, by log time.
-    pub older_than: Span,
+    /// Rows that were recorded later stay, by log time. It is an instant, and no age, so that there is an end to it while
+    /// others write.
+    pub until: Timestamp,
     /// With fewer rows that are old enough nothing is done, so that an idle store is not filled with events.
     pub rows_min: u64,
+}
+
+impl Bounds {
+    /// Everything but the last row, which stays.
+    pub const ALL: Bounds = Bounds { until: Timestamp::MAX, rows_min: 0 };
+
+    /// What is older than that at the log's now.
+    ///
+    /// # Errors
+    /// If the store fails.
+    pub async fn older_than(store: &dyn Store, age: Span, rows_min: u64) -> Result<Bounds, StoreError> {
+        Ok(Bounds { until: store.now().await?.minus(age), rows_min })
+    }
 }
 
 /// What was compacted.

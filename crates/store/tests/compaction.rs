@@ -18,7 +18,7 @@ use lastbeat_testkit::{Place, claimant, exported, name, on_each_backend, report,
 
 const NOW: &str = "2026-05-04T06:00:00Z";
 const RUNS: u128 = 12;
-const ALL: Bounds = Bounds { older_than: Span::ZERO, rows_min: 0 };
+const ALL: Bounds = Bounds::ALL;
 
 on_each_backend! {
     super::NOW;
@@ -284,7 +284,8 @@ async fn young_rows_and_the_last_one_stay_and_few_are_not_worth_an_event(place: 
     let store = store.as_ref();
     let lines = exported(store).await;
     // 50 rows, the first of them 49 × 30 s old.
-    let bounds = |seconds, rows_min| Bounds { older_than: Span::from_seconds(seconds), rows_min };
+    let now = store.now().await.unwrap();
+    let bounds = |seconds, rows_min| Bounds { until: now.minus(Span::from_seconds(seconds)), rows_min };
     assert!(store.compact(bounds(2_000, 0)).await.unwrap().is_empty());
     assert!(store.compact(bounds(0, 50)).await.unwrap().is_empty());
     assert_eq!(exported(store).await, lines, "nothing was done, and nothing is said");
@@ -305,7 +306,7 @@ async fn young_rows_and_the_last_one_stay_and_few_are_not_worth_an_event(place: 
 async fn a_rebuild_after_a_compaction_finds_nothing_to_do(place: Place) {
     let (store, mut numbers) = filled(&place, 80).await;
     let store = store.as_ref();
-    compact(store, Bounds { older_than: Span::from_seconds(600), rows_min: 0 }).await;
+    compact(store, Bounds::older_than(store, Span::from_seconds(600), 0).await.unwrap()).await;
     let lines = facts(store).await;
     let report = store.rebuild(&|_, _| ()).await.unwrap();
     assert_eq!((report.runs, report.differed), (u64::try_from(RUNS).unwrap(), 0));

@@ -413,7 +413,8 @@ impl Real {
                 return None;
             }
             Step::Compact(seconds) => {
-                let bounds = Bounds { older_than: Span::from_seconds(*seconds), rows_min: 0 };
+                let age = Span::from_seconds(*seconds);
+                let bounds = Bounds::older_than(self.store.as_ref(), age, 0).await.unwrap();
                 compact_all(self.store.as_ref(), bounds, |_| true).await.unwrap();
                 return None;
             }

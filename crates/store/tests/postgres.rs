@@ -161,7 +161,7 @@ async fn the_applications_role_compacts_through_the_door_alone_and_can_lose_noth
     assert!(sql(&database.url, open).await.unwrap_err().to_string().contains("append-only"));
     assert_eq!(exported(&store).await, before);
 
-    let bounds = Bounds { older_than: Span::ZERO, rows_min: 0 };
+    let bounds = Bounds::ALL;
     let report = store.compact(bounds).await.unwrap();
     assert_eq!((report.rows, report.beats, report.tails), (69, 69, 1));
     let after: Vec<String> = exported(&store).await.into_iter().filter(|line| !line.contains("compacted")).collect();
@@ -193,7 +193,7 @@ async fn what_was_changed_is_neither_dropped_nor_merged_away() {
         sql(&url, &format!("{}{change};{}", switch("DISABLE"), switch("ENABLE ALWAYS"))).await.unwrap();
         let before = store.verify(&|_, _| ()).await.unwrap().damage;
         assert!(!before.is_empty());
-        let error = store.compact(Bounds { older_than: Span::ZERO, rows_min: 0 }).await.unwrap_err();
+        let error = store.compact(Bounds::ALL).await.unwrap_err();
         assert!(matches!(error, StoreError::Corrupt(_)), "{change}: {error}");
         assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, before, "{change}");
     }
@@ -402,7 +402,7 @@ async fn a_commit_whose_answer_is_lost_is_found_though_its_row_was_compacted_mea
     }
     // It is committed, and whoever said it can ask nobody yet. A later row, and it can go.
     one(&other, beat(run_id(2))).await.unwrap();
-    let report = other.compact(Bounds { older_than: Span::ZERO, rows_min: 0 }).await.unwrap();
+    let report = other.compact(Bounds::ALL).await.unwrap();
     assert_eq!((report.rows, report.beats), (1, 1));
     proxy.state.closed.store(false, Ordering::SeqCst);
     assert_eq!(told.await.unwrap().unwrap().facts()[0].version, 4);

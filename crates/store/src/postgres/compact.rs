@@ -6,13 +6,12 @@
 
 use std::time::Duration;
 
-use lastbeat_domain::{Status, Timestamp};
+use lastbeat_domain::Status;
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor, Row};
 use uuid::Uuid;
 
 use super::clock::PgClock;
-use super::read;
 use super::rows::{read_beats, read_segment, read_word, unwritten_tail};
 use super::write::insert_segments;
 use crate::compact::{
@@ -40,11 +39,10 @@ pub(super) async fn compact(
 
 async fn step(connection: &mut PgConnection, clock: &PgClock, bounds: Bounds) -> Result<CompactionReport, StoreError> {
     let mut report = CompactionReport::default();
-    let now = read::now(connection, clock.simulated()).await?;
     let left = "SELECT coalesce((SELECT max(position) FROM beats) - lastbeat_compacted_through(), 0)";
     let left: i64 = sqlx::query_scalar(left).fetch_one(&mut *connection).await?;
     report.left = u64::try_from(left).unwrap_or(0);
-    let Some(step) = plan(connection, now.minus(bounds.older_than), bounds.rows_min).await? else {
+    let Some(step) = plan(connection, bounds).await? else {
         return Ok(report);
     };
     let runs = step.runs();
@@ -79,13 +77,13 @@ fn at_the_door(error: sqlx::Error) -> StoreError {
 }
 
 /// Reads the first rows after the watermark, but for the last of all.
-async fn plan(connection: &mut PgConnection, until: Timestamp, rows_min: u64) -> Result<Option<Step>, StoreError> {
+async fn plan(connection: &mut PgConnection, bounds: Bounds) -> Result<Option<Step>, StoreError> {
     let select = "SELECT * FROM (SELECT *, sum(count) OVER (ORDER BY position) AS total FROM (SELECT * FROM beats \
                   WHERE position > lastbeat_compacted_through() AND position < (SELECT max(position) FROM beats) \
                   ORDER BY position LIMIT $1) AS first) AS summed WHERE total <= $2 OR total = count ORDER BY position";
     let rows = sqlx::query(select).bind(STEP_ROWS_MAX).bind(STEP_BEATS_MAX).fetch_all(connection).await?;
     let rows = rows.iter().map(read_beats).collect::<Result<Vec<_>, StoreError>>()?;
-    Step::plan(rows, until, rows_min)
+    Step::plan(rows, bounds.until, bounds.rows_min)
 }
 
 /// The ids of those runs that have something in their tails.

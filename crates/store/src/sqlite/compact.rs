@@ -9,7 +9,7 @@ use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::open;
-use super::read::{head, latest_at};
+use super::read::head;
 use super::rows::{RUN_COLUMNS, read_beats, read_run, read_segment, read_word};
 use super::write::{insert_event, insert_segment, put_head};
 use crate::clock::Clock;
@@ -38,7 +38,7 @@ async fn step(
     bounds: Bounds,
 ) -> Result<CompactionReport, StoreError> {
     let mut report = CompactionReport::default();
-    let Some(step) = plan(connection, clock, bounds, &mut report).await? else { return Ok(report) };
+    let Some(step) = plan(connection, bounds, &mut report).await? else { return Ok(report) };
     let runs = step.runs();
     for runs in runs.chunks(RUNS_AT_ONCE) {
         flush(connection, &step, runs, &mut report).await?;
@@ -89,20 +89,18 @@ fn cannot_lock(name: &str, error: &std::io::Error) -> StoreError {
 /// Reads the first rows after the watermark, but for the last of all.
 async fn plan(
     connection: &mut SqliteConnection,
-    clock: &dyn Clock,
     bounds: Bounds,
     report: &mut CompactionReport,
 ) -> Result<Option<Step>, StoreError> {
     let mut snapshot = connection.begin().await?;
     let left = "SELECT coalesce((SELECT max(position) FROM beats) - (SELECT min(position) FROM beats) + 1, 0)";
     report.left = unsigned(sqlx::query_scalar(left).fetch_one(&mut *snapshot).await?)?;
-    let now = clock.now().max(latest_at(&mut snapshot).await?);
     let select = "SELECT * FROM (SELECT *, sum(count) OVER (ORDER BY position) AS total FROM (SELECT * FROM beats \
                   WHERE position < (SELECT max(position) FROM beats) ORDER BY position LIMIT ?1)) \
                   WHERE total <= ?2 OR total = count ORDER BY position";
     let rows = sqlx::query(select).bind(STEP_ROWS_MAX).bind(STEP_BEATS_MAX).fetch_all(&mut *snapshot).await?;
     let rows = rows.iter().map(read_beats).collect::<Result<Vec<_>, StoreError>>()?;
-    Step::plan(rows, now.minus(bounds.older_than), bounds.rows_min)
+    Step::plan(rows, bounds.until, bounds.rows_min)
 }
 
 /// Writes out the tails of some runs that hold heartbeats of the step.
