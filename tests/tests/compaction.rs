@@ -134,7 +134,7 @@ fn a_compaction_says_what_it_did_and_refuses_what_cannot_be_meant() {
         place.json(&["run", "beat", id, "--attempt", "1", "--claim", claim]);
     }
     let nothing = String::from_utf8(place.run(&["compact"]).stdout).unwrap();
-    assert_eq!(nothing.trim_end(), "nothing to compact: of 5 rows of heartbeats none is older than 1h");
+    assert!(nothing.starts_with("nothing to compact: none of the rows of heartbeats is older than 1h"), "{nothing}");
     assert_eq!(place.json(&["compact"])["rows"], 0);
     let report = place.json(&NOW);
     assert_eq!(

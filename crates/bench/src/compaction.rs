@@ -81,7 +81,7 @@ async fn postgres(database: &Database, runs: usize) -> Result<Weights> {
     let rate = compact(&store, heartbeats).await?;
     database.vacuum().await?;
     let after = database.bytes(&HEARTBEATS).await?;
-    sqlx::raw_sql("VACUUM FULL beats; VACUUM FULL segments").execute(&database.pool).await?;
+    sqlx::raw_sql("VACUUM FULL beats, segments").execute(&database.pool).await?;
     let packed = database.bytes(&HEARTBEATS).await?;
     store.close().await;
     let each = heartbeats as f64;

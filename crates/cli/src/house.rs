@@ -218,11 +218,11 @@ pub(crate) async fn compact(store: &dyn Store, older_than: Span, form: Output) -
     let CompactionReport { rows, beats, tails, merged, merged_into, left, bytes_before, bytes_after, .. } = report;
     if report.is_empty() {
         return output::line(&format!(
-            "nothing to compact: of {left} rows of heartbeats none is older than {older_than}"
+            "nothing to compact: none of the rows of heartbeats is older than {older_than}, but for the last, which stays"
         ));
     }
     output::line(&format!(
-        "compacted {rows} rows with {beats} heartbeats: {bytes_before} bytes became {bytes_after}; {left} rows are left"
+        "compacted {rows} rows with {beats} heartbeats: {bytes_before} bytes became {bytes_after}; rows left: {left}"
     ))?;
     output::line(&format!(
         "wrote out {tails} tails, merged {merged} segments into {merged_into}; took {duration}, {rate:.0} heartbeats/s"
