@@ -3,6 +3,7 @@
 //! Everything runs on one throwaway PostgreSQL with fsync on, through the same client library, and the contestants take
 //! turns. So the ratios mean something on any machine; the seconds do not.
 
+mod compaction;
 mod crowd;
 mod fleet;
 mod fold;
@@ -66,6 +67,7 @@ enum Part {
     Sweep,
     Lag,
     Replay,
+    Compaction,
 }
 
 /// What is part of the contract and has no row yet.
@@ -112,6 +114,13 @@ async fn measure(arguments: &Arguments, size: &Size) -> Result<Vec<Row>> {
     }
     let ground = tokio::task::block_in_place(Ground::start)?;
     say(&ground.describe().await?);
+    if arguments.wants(Part::Compaction) {
+        say("compaction");
+        rows.extend(compaction::measure(&ground, size).await?);
+    }
+    if arguments.only == [Part::Compaction] {
+        return Ok(rows);
+    }
     let fleet = Arc::new(fleet::members(size.runs));
     say(&format!("{} runs, for each contestant", size.runs));
     let lastbeat = Arc::new(Lastbeat::seed(ground.database()?, &fleet, size.runs, size).await?);

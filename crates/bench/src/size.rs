@@ -23,6 +23,8 @@ pub(crate) struct Size {
     pub(crate) deaths: usize,
     /// How many rows the form with a row for each heartbeat is measured over.
     pub(crate) rows: usize,
+    /// How many runs live before a compaction, each for 240 heartbeats.
+    pub(crate) compacted: usize,
     /// How many bytes of WAL the heartbeats may take.
     pub(crate) wal: i64,
 }
@@ -41,6 +43,7 @@ impl Size {
             lapsing,
             deaths: 500,
             rows: 1_000_000,
+            compacted: 5_000,
             wal: 3 << 30,
         }
     }
@@ -59,6 +62,7 @@ impl Size {
             lapsing,
             deaths: 50,
             rows: 50_000,
+            compacted: 500,
             wal: 256 << 20,
         }
     }

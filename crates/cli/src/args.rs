@@ -111,6 +111,13 @@ pub(crate) enum Command {
     Verify,
     /// Make the projection anew from the log, beside the old one, and swap them.
     Rebuild,
+    /// Move old heartbeats out of the rows of their commits, into those of their runs: the same history in a fraction of
+    /// the space. No answer changes; others may go on writing.
+    Compact {
+        /// Only what is older than this; rows that are younger stay.
+        #[arg(long, value_name = "D", default_value = "1h")]
+        older_than: Span,
+    },
     /// Copy the database, as it is at one instant, into a new file; others may go on writing.
     Backup {
         /// The new file.

@@ -36,6 +36,7 @@ impl From<StoreError> for Failure {
             StoreError::NotMigrated { .. } => "not_migrated",
             StoreError::ServerTooOld { .. } => "server_too_old",
             StoreError::BadRole(_) => "invalid",
+            StoreError::NoRight(_) => "no_right",
             StoreError::Unsupported(_) => "unsupported",
             StoreError::Unreadable { .. } => "unreadable_database",
             StoreError::SchemaTooNew { .. } => "schema_too_new",

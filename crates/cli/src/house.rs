@@ -8,7 +8,8 @@ use std::time::Instant;
 
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::event::{DeafCause, ReleaseCause};
-use lastbeat_domain::{Name, RunId};
+use lastbeat_domain::{Name, RunId, Span};
+use lastbeat_store::compact::{Bounds, CompactionReport, compact_all};
 use lastbeat_store::generate::{self, Workload};
 use lastbeat_store::{Health, Store, VerifyReport, check_import, postgres};
 use lastbeat_sweeper::{Held, SweepReport, Sweeper, dry_run, sweep_until};
@@ -221,6 +222,36 @@ pub(crate) async fn rebuild(store: &dyn Store, form: Output) -> Result<(), Failu
         )),
         Output::Json | Output::Jsonl => output::json_line(&report),
     }
+}
+
+pub(crate) async fn compact(store: &dyn Store, older_than: Span, form: Output) -> Result<(), Failure> {
+    let (progress, started) = (Progress::of("compacting", "rows"), Instant::now());
+    let told = |report: &CompactionReport| {
+        progress.at(report.rows, report.rows + report.left);
+        true
+    };
+    let report = compact_all(store, Bounds::older_than(store, older_than, 0).await?, told).await?;
+    drop(progress);
+    let duration = Span::from_micros(u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX));
+    let rate = report.beats as f64 / duration.as_seconds().max(1e-6);
+    if form != Output::Table {
+        let mut document = serde_json::to_value(report).unwrap_or_default();
+        document["duration_seconds"] = json!(duration.as_seconds());
+        document["beats_per_second"] = json!(rate.round());
+        return output::json_line(&document);
+    }
+    let CompactionReport { rows, beats, tails, merged, merged_into, left, bytes_before, bytes_after, .. } = report;
+    if report.is_empty() {
+        return output::line(&format!(
+            "nothing to compact: none of the rows of heartbeats is older than {older_than}, but for the last, which stays"
+        ));
+    }
+    output::line(&format!(
+        "compacted {rows} rows with {beats} heartbeats: {bytes_before} bytes became {bytes_after}; rows left: {left}"
+    ))?;
+    output::line(&format!(
+        "wrote out {tails} tails, merged {merged} segments into {merged_into}; took {duration}, {rate:.0} heartbeats/s"
+    ))
 }
 
 pub(crate) async fn backup(store: &dyn Store, file: &Path, form: Output) -> Result<(), Failure> {

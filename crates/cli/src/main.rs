@@ -130,6 +130,7 @@ async fn on_store(store: Arc<dyn Store>, command: Command, output: Output) -> Re
         Command::Replay(args::Replay { all: true, .. }) => house::replay_all(store.as_ref(), output).await?,
         Command::Verify => house::verify(store.as_ref(), output).await?,
         Command::Rebuild => house::rebuild(store.as_ref(), output).await?,
+        Command::Compact { older_than } => house::compact(store.as_ref(), older_than, output).await?,
         Command::Backup { file } => house::backup(store.as_ref(), &file, output).await?,
         Command::Doctor => house::doctor(store.as_ref(), output).await?,
         command => return anywhere(&Place::Store(store), command, output).await,

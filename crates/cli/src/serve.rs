@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use lastbeat_server::config::{Config, ConfigError, LogFormat, Settings, Sweeping};
+use lastbeat_server::config::{Config, ConfigError, LogFormat, Settings, Sweeping, Time};
 use lastbeat_server::{Options, ServeError};
 use lastbeat_store::Store;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -25,6 +25,8 @@ it, in the form of the file. The file is lastbeat.toml in the working directory,
 \n  database = \"postgres://lastbeat@db/lastbeat\"\
 \n  listen = \"0.0.0.0:7171\"\
 \n  sweep_interval = \"1s\"        # or \"off\": others sweep\
+\n  compact_interval = \"10m\"     # or \"off\": others compact\
+\n  compact_older_than = \"1h\"\
 \n  log_format = \"json\"\
 \n  on_reap = \"https://ops.example/reaped\"\
 \n  on_reap_secret_file = \"/run/secrets/on-reap\"\
@@ -44,6 +46,12 @@ pub(crate) struct Serve {
     /// How long the sweeper sleeps at the most, or `off` where others sweep; 1s if not given.
     #[arg(long, env = "LASTBEAT_SWEEP_INTERVAL", value_name = "SPAN")]
     sweep_interval: Option<Sweeping>,
+    /// How long to wait between two compactions of old heartbeats, or `off`; 10m if not given. Replicas may all do it.
+    #[arg(long, env = "LASTBEAT_COMPACT_INTERVAL", value_name = "SPAN")]
+    compact_interval: Option<Sweeping>,
+    /// How old a heartbeat must be to be compacted; 1h if not given.
+    #[arg(long, env = "LASTBEAT_COMPACT_OLDER_THAN", value_name = "SPAN")]
+    compact_older_than: Option<Time>,
     /// How logs are written: `text` or `json`.
     #[arg(long, env = "LASTBEAT_LOG_FORMAT", value_name = "FORMAT")]
     log_format: Option<LogFormat>,
@@ -83,6 +91,8 @@ impl Serve {
             database,
             listen: self.listen,
             sweep_interval: self.sweep_interval,
+            compact_interval: self.compact_interval,
+            compact_older_than: self.compact_older_than,
             log_format: self.log_format,
             log: self.log,
             on_reap: self.on_reap,
@@ -119,9 +129,9 @@ fn raise_descriptor_limit() {
 
 async fn on_store(store: Arc<dyn Store>, config: Config) -> Result<(), Failure> {
     raise_descriptor_limit();
-    let Config { listen, sweep_interval, on_reap, limits, .. } = config;
+    let Config { listen, sweep_interval, compaction, on_reap, limits, .. } = config;
     let process = process_name(&format!("serve-{}", std::process::id()))?;
-    let options = Options { sweep_interval, on_reap, limits, ..Options::new(listen, process) };
+    let options = Options { sweep_interval, compaction, on_reap, limits, ..Options::new(listen, process) };
     // Caught from the start, so that a signal that comes early ends a server cleanly too.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -7,6 +7,7 @@ use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use http_body_util::BodyExt;
+use lastbeat_wire::object::Object;
 use serde::de::DeserializeOwned;
 
 use crate::app::App;
@@ -29,7 +30,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Json<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Json<T>, Problem> {
         let bytes = json_bytes(request, app.limits.body_bytes, app.limits.body_time).await?;
-        parse(&bytes).map(Json)
+        parse::<Object<T>>(&bytes).map(|object| Json(object.0))
     }
 }
 
@@ -43,7 +44,7 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for MaybeJson<T> {
             true => Ok(MaybeJson(T::default())),
             false if !is_json => Err(unsupported()),
             // Null is nothing, too.
-            false => parse::<Option<T>>(&bytes).map(|read| MaybeJson(read.unwrap_or_default())),
+            false => parse::<Option<Object<T>>>(&bytes).map(|read| MaybeJson(read.unwrap_or_default().0)),
         }
     }
 }
@@ -53,7 +54,7 @@ impl<T: DeserializeOwned> FromRequest<App> for Batch<T> {
 
     async fn from_request(request: Request, app: &App) -> Result<Batch<T>, Problem> {
         let bytes = json_bytes(request, app.limits.batch_bytes, app.limits.body_time).await?;
-        parse(&bytes).map(Batch)
+        parse::<Object<T>>(&bytes).map(|object| Batch(object.0))
     }
 }
 

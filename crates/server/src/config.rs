@@ -13,6 +13,7 @@ use lastbeat_domain::Span;
 use serde::de::{Deserializer, Error, Unexpected, Visitor};
 use serde::{Deserialize, Serialize};
 
+use crate::compaction::Compaction;
 use crate::hook::{HookOptions, HookSecret};
 use crate::limits::Limits;
 
@@ -58,10 +59,10 @@ impl FromStr for Time {
     }
 }
 
-/// How long the sweeper sleeps at the most, or that this server does not sweep.
+/// How long the sweeper sleeps at the most, or that this server does not sweep. The same for compactions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sweeping {
-    /// It sweeps.
+    /// It does it.
     Every(Span),
     /// Others do.
     Off,
@@ -120,6 +121,10 @@ pub struct Settings {
     pub listen: Option<SocketAddr>,
     /// The longest that the sweeper sleeps.
     pub sweep_interval: Option<Sweeping>,
+    /// How long to wait between two compactions.
+    pub compact_interval: Option<Sweeping>,
+    /// How old a heartbeat must be to be compacted.
+    pub compact_older_than: Option<Time>,
     /// How logs are written.
     pub log_format: Option<LogFormat>,
     /// Which events are logged.
@@ -226,6 +231,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The longest that the sweeper sleeps; `None`: this server does not sweep.
     pub sweep_interval: Option<Span>,
+    /// When heartbeats are compacted; `None`: this server does not do it.
+    pub compaction: Option<Compaction>,
     /// How logs are written.
     pub log_format: LogFormat,
     /// Which events are logged.
@@ -327,6 +334,8 @@ impl Settings {
             database: self.database.or(below.database),
             listen: self.listen.or(below.listen),
             sweep_interval: self.sweep_interval.or(below.sweep_interval),
+            compact_interval: self.compact_interval.or(below.compact_interval),
+            compact_older_than: self.compact_older_than.or(below.compact_older_than),
             log_format: self.log_format.or(below.log_format),
             log: self.log.or(below.log),
             on_reap: self.on_reap.or(below.on_reap),
@@ -362,7 +371,15 @@ impl Settings {
             Some(Sweeping::Every(interval)) => Some(interval),
             None => Some(Span::from_seconds(1)),
         };
+        let usual = Compaction::default();
+        let older_than = self.compact_older_than.map_or(usual.older_than, |Time(span)| span);
+        let compaction = match self.compact_interval {
+            Some(Sweeping::Off) => None,
+            Some(Sweeping::Every(interval)) => Some(Compaction { interval, older_than }),
+            None => Some(Compaction { older_than, ..usual }),
+        };
         Ok(Config {
+            compaction,
             database: self.database.unwrap_or_else(|| DATABASE.to_owned()),
             listen: self.listen.unwrap_or(LISTEN),
             sweep_interval,
@@ -384,6 +401,14 @@ impl Config {
         line("database", &masked(&self.database));
         line("listen", &self.listen.to_string());
         line("sweep_interval", &self.sweep_interval.map_or_else(|| "off".to_owned(), |interval| interval.to_string()));
+        let compaction = self.compaction;
+        line(
+            "compact_interval",
+            &compaction.map_or_else(|| "off".to_owned(), |compaction| compaction.interval.to_string()),
+        );
+        if let Some(compaction) = compaction {
+            line("compact_older_than", &compaction.older_than.to_string());
+        }
         line("log_format", if self.log_format == LogFormat::Json { "json" } else { "text" });
         line("log", &self.log);
         if let Some(hook) = &self.on_reap {
@@ -541,8 +566,8 @@ mod tests {
         );
         let again = parsed(&printed).unwrap().resolve().unwrap();
         assert_eq!(
-            (again.limits, again.listen, again.sweep_interval),
-            (config.limits, config.listen, config.sweep_interval)
+            (again.limits, again.listen, again.sweep_interval, again.compaction),
+            (config.limits, config.listen, config.sweep_interval, config.compaction)
         );
     }
 }

@@ -17,6 +17,7 @@ mod beacons;
 mod body;
 mod caller;
 mod claims;
+mod compaction;
 pub mod config;
 mod connections;
 mod cursor;
@@ -43,6 +44,7 @@ mod shutdown;
 mod tokens;
 mod work;
 
+pub use compaction::Compaction;
 pub use limits::Limits;
 pub use openapi::openapi_json;
 pub use problem::Problem;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use lastbeat_domain::event::{ServiceEvent, Signal};
 use lastbeat_domain::{Name, RefusalCode, Span, Status};
+use lastbeat_store::compact::CompactionReport;
 use lastbeat_store::{CommandError, Commit, Noted, Observer, Outcome, ReapCount, ReapTally, Store, StoreError};
 use lastbeat_sweeper::SweepReport;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -95,6 +96,23 @@ pub struct Metrics {
     held: Family<OfLane, Gauge>,
     append_batch_size: Histogram,
     append_duration: Histogram,
+    compaction: CompactionFigures,
+}
+
+/// The figures of compactions.
+struct CompactionFigures {
+    compacted: Counter,
+    uncompacted: Gauge,
+}
+
+impl CompactionFigures {
+    fn new(registry: &mut Registry) -> CompactionFigures {
+        let help = "Heartbeats that this process moved out of the rows of their commits";
+        let compacted = register(registry, "lastbeat_compacted_heartbeats", help, Counter::default());
+        let help = "Rows of commits that this process last found not compacted";
+        let uncompacted = register(registry, "lastbeat_uncompacted_rows", help, Gauge::default());
+        CompactionFigures { compacted, uncompacted }
+    }
 }
 
 impl Metrics {
@@ -172,6 +190,7 @@ impl Metrics {
                 "How long a transaction took, from its beginning to its commit",
                 seconds(),
             ),
+            compaction: CompactionFigures::new(&mut registry),
             registry,
         };
         metrics.stand_at_nought();
@@ -197,6 +216,12 @@ impl Metrics {
         let ended = report.at.plus(report.duration);
         self.sweep_last_success.set(micros_to_seconds(ended.as_micros()));
         self.held(report.held.iter().map(|held| &held.lane));
+    }
+
+    /// Takes in what a step of a compaction did.
+    pub fn compacted(&self, step: &CompactionReport) {
+        self.compaction.compacted.inc_by(step.beats);
+        self.compaction.uncompacted.set(i64::try_from(step.left).unwrap_or(i64::MAX));
     }
 
     /// Takes in what became of a heartbeat.

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 
 use crate::app::{App, refresh, watch_log};
 use crate::beacons;
+use crate::compaction::{self, Compaction};
 use crate::connections;
 use crate::hook::{Hook, HookError, HookOptions};
 use crate::limits::Limits;
@@ -32,6 +33,8 @@ pub struct Options {
     pub process: Name,
     /// The longest that the sweeper sleeps; `None`: this server does not sweep, others do.
     pub sweep_interval: Option<Span>,
+    /// When heartbeats are compacted; `None`: this server does not do it.
+    pub compaction: Option<Compaction>,
     /// Who is told of each reap.
     pub on_reap: Option<HookOptions>,
     /// What it puts up with.
@@ -42,7 +45,8 @@ impl Options {
     /// Makes the options of a server that listens on an address and sweeps, with nothing else said.
     pub fn new(listen: SocketAddr, process: Name) -> Options {
         let (sweep_interval, limits) = (Some(Span::from_seconds(1)), Limits::default());
-        Options { listen, process, sweep_interval, on_reap: None, limits }
+        let compaction = Some(Compaction::default());
+        Options { listen, process, sweep_interval, compaction, on_reap: None, limits }
     }
 }
 
@@ -108,7 +112,7 @@ impl Server {
 /// # Errors
 /// If the address cannot be listened on or is not for a server without tokens, or the store fails.
 pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, ServeError> {
-    let Options { listen, process, sweep_interval, on_reap, limits } = options;
+    let Options { listen, process, sweep_interval, compaction, on_reap, limits } = options;
     let (stop, shutdown) = Shutdown::channel();
     let app = App::new(Arc::clone(&store), limits, shutdown.clone()).await?;
     let is_open = app.is_open();
@@ -133,6 +137,9 @@ pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, Se
     }
     if let Some(interval) = sweep_interval {
         beside.push(tokio::spawn(sweep(app.clone(), process.clone(), interval)));
+    }
+    if let Some(compaction) = compaction {
+        beside.push(tokio::spawn(compaction::compact(app.clone(), compaction)));
     }
     Ok(Server { address, is_open, app, process, stop, listening, beside })
 }

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use lastbeat_domain::backtest::BacktestReport;
 use lastbeat_domain::decide::Command;
 use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, Span, Status, Timestamp};
+use lastbeat_store::compact::{Bounds, CompactionReport};
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
     Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Observer,
@@ -282,6 +283,10 @@ impl Store for Between {
 
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {
         self.inner.rebuild(progress).await
+    }
+
+    async fn compact(&self, bounds: Bounds) -> Result<CompactionReport, StoreError> {
+        self.inner.compact(bounds).await
     }
 
     async fn backup(&self, file: &Path) -> Result<(), StoreError> {

@@ -155,8 +155,7 @@ impl Ledger {
                 }
                 for fact in service {
                     self.check_deaf(command, fact)?;
-                    self.note_latest(fact.recorded_at);
-                    self.service.push(fact.clone());
+                    self.note_service(fact.clone());
                 }
                 Ok(())
             }
@@ -346,6 +345,12 @@ impl Ledger {
             }
         }
         sum
+    }
+
+    /// Writes down a service event.
+    pub(crate) fn note_service(&mut self, recorded: ServiceRecorded) {
+        self.note_latest(recorded.recorded_at);
+        self.service.push(recorded);
     }
 
     fn note_latest(&mut self, at: Timestamp) {

@@ -69,6 +69,8 @@ pub(crate) enum Fault {
     ForgedReport,
     /// Somebody releases a hold.
     ReleaseHold { lane: usize },
+    /// Somebody compacts what is older than that.
+    Compact { older_than: Span },
 }
 
 impl Fault {
@@ -90,6 +92,7 @@ impl Fault {
             Fault::Submit { .. } => "submitted runs",
             Fault::ForgedReport => "forged reports",
             Fault::ReleaseHold { .. } => "releases by hand",
+            Fault::Compact { .. } => "compactions",
         }
     }
 }
@@ -124,6 +127,10 @@ impl Schedule {
         for _ in 0..lasting.as_micros() / 15_000_000 {
             let at = Span::from_micros(random.between(1_000_000, lasting.as_micros()));
             faults.push((at, mishap(random, executors.len(), lanes.len(), sweepers)));
+        }
+        for _ in 0..random.between(1, 3) {
+            let (at, older_than) = (random.between(1_000_000, lasting.as_micros()), random.pick(&[0, 0, 20, 60]));
+            faults.push((Span::from_micros(at), Fault::Compact { older_than: Span::from_seconds(older_than) }));
         }
         Schedule { lanes, executors, sweepers, faults, lasting }
     }

@@ -8,9 +8,10 @@ use lastbeat_domain::decide::{ByHand, Claimant, Command, Report, RunSpec};
 use lastbeat_domain::event::DeafCause;
 use lastbeat_domain::listening::CLOCK_STEP_MIN;
 use lastbeat_domain::policy::Mode;
-use lastbeat_domain::{Name, RunId, ServiceEvent, Span, Timestamp};
+use lastbeat_domain::{Line, Name, RunId, ServiceEvent, Span, Timestamp};
+use lastbeat_store::compact::{Bounds, compact_all};
 use lastbeat_store::sqlite::SqliteStore;
-use lastbeat_store::{Clock, Store, StoreError};
+use lastbeat_store::{Clock, FeedFact, Store, StoreError};
 use lastbeat_sweeper::Sweeper;
 use lastbeat_testkit::{SimulatedClock, name, run_id};
 
@@ -608,6 +609,7 @@ impl World {
                 self.stepped(micros, None);
             }
             Fault::Repair => self.repair(),
+            Fault::Compact { older_than } => self.compact(older_than).await?,
             _ => self.meddle(fault).await?,
         }
         Ok(())
@@ -617,6 +619,24 @@ impl World {
         let micros = self.behind;
         set_by(&self.clock, micros);
         self.stepped(micros, None);
+    }
+
+    /// Compacts, and tells the ledger of the events that this left behind: nothing else may be another one.
+    async fn compact(&mut self, older_than: Span) -> Result<(), Broken> {
+        let failed = |error: StoreError| Broken::store(format!("a compaction failed: {error}"));
+        let end = self.desk.log_end().await.map_err(failed)?;
+        let bounds = Bounds::older_than(self.desk.as_ref(), older_than, 0).await.map_err(failed)?;
+        compact_all(self.desk.as_ref(), bounds, |_| true).await.map_err(failed)?;
+        for entry in self.desk.feed(end, 100).await.map_err(failed)? {
+            match entry.fact {
+                FeedFact::Service(line) => match Line::parse(&line) {
+                    Ok(Line::Service(recorded)) => self.ledger.note_service(recorded),
+                    other => return Err(Broken::store(format!("a compaction left {other:?} behind"))),
+                },
+                FeedFact::Run(fact) => return Err(Broken::store(format!("a compaction left {fact:?} behind"))),
+            }
+        }
+        Ok(())
     }
 
     async fn end_sweeper(&mut self, sweeper: usize, cleanly: bool, back_after: Span) -> Result<(), Broken> {

@@ -34,7 +34,9 @@ fn the_promises_are_kept() {
     let enough = reaps(Rule::HeartbeatSilence) > SEEDS / 2 && reaps(Rule::CoarseTtl) > SEEDS / 2;
     assert!(tally.reaps.len() == 3 && enough && reaps(Rule::NoProgress) > SEEDS / 8, "{tally:?}");
     assert!(tally.lost_races > 0 && tally.late_completions > 0 && tally.late_signals > 0, "{tally:?}");
-    for kind in ["outages", "clock steps forward", "clock steps back", "sweeper crashes", "sweeper stops"] {
+    for kind in
+        ["compactions", "outages", "clock steps forward", "clock steps back", "sweeper crashes", "sweeper stops"]
+    {
         assert!(tally.faults.remove(kind).is_some_and(|count| count > SEEDS / 8), "{kind}: {tally:?}");
     }
 }

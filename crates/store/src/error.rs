@@ -33,6 +33,12 @@ pub enum StoreError {
     /// A role's name cannot be taken.
     #[error("`{0}` cannot be the name of a role here; use lower-case letters, digits and underscores")]
     BadRole(String),
+    /// The database's role has no right to do it.
+    #[error(
+        "the database's role may not do that: {0}; `lastbeat migrate --role-setup apply --role NAME`, as the role that \
+         migrates, gives it the right"
+    )]
+    NoRight(String),
     /// This backend does not do that.
     #[error("this program does not do that for PostgreSQL: {0}")]
     Unsupported(&'static str),

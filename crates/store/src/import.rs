@@ -13,9 +13,12 @@ use lastbeat_domain::{Line, Name, Recorded, Run, RunId, ServiceRecorded, Span, T
 
 use crate::batch::{Head, RunRow, Writes};
 use crate::error::ImportError;
-use crate::log::{EventRow, SegmentRow};
+use crate::log::{EventRow, SegmentRow, signed};
 use crate::packing::{Beat, SEGMENT_BEATS_MAX};
 use crate::service::ServiceLog;
+
+/// No store ever had so many rows of heartbeats, and those that are to come still find room after them.
+const COMPACTED_MAX: u64 = 1 << 53;
 
 /// Histories that have been checked and wait to be written.
 #[derive(Debug, Default)]
@@ -54,6 +57,10 @@ impl CheckedImport {
                     (EventRow::of_run(head.position, number, recorded), recorded.recorded_at)
                 }
                 ImportedFact::Service(recorded) => {
+                    if let ServiceEvent::BeatsCompacted { through, .. } = recorded.event {
+                        // What was compacted there has no rows here: those of this store come after the watermark.
+                        head.beat_position = head.beat_position.max(signed(through));
+                    }
                     service.push(ServiceRecorded::clone(recorded));
                     (EventRow::of_service(head.position, recorded), recorded.recorded_at)
                 }
@@ -237,6 +244,10 @@ impl Checker {
             }
             ServiceEvent::Deaf { to, .. } if *to > self.now => {
                 return Err(ImportError::bad_line(line, format!("the deaf span ends at {to}, in the future")));
+            }
+            ServiceEvent::BeatsCompacted { through, .. } if *through > COMPACTED_MAX => {
+                let problem = format!("rows up to {through} were compacted, and no store ever had so many");
+                return Err(ImportError::bad_line(line, problem));
             }
             ServiceEvent::PolicySet { lane, policy_version, .. } => {
                 if let Some((version, at)) = self.policies.get(lane)

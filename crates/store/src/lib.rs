@@ -4,13 +4,15 @@
 //! [`postgres::PostgresStore`] in a database that many processes share. Facts are the truth,
 //! the projection is made from them, and no answer about a run comes from here without [`judge`]: see [`ask`].
 //!
-//! Every write goes through [`Store::execute`] or one of its siblings: [`Store::import`] and [`Store::rebuild`].
+//! Every write goes through [`Store::execute`] or one of its siblings: [`Store::import`], [`Store::compact`] and
+//! [`Store::rebuild`].
 
 pub mod ask;
 pub mod backtest;
 mod batch;
 pub mod bundle;
 mod clock;
+pub mod compact;
 mod digest;
 mod doctor;
 mod error;
@@ -304,6 +306,11 @@ pub trait Store: Send + Sync {
 
     /// Makes the projection anew from the log, beside the old one, and swaps them. Others may go on writing meanwhile.
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError>;
+
+    /// Moves the oldest commits' heartbeats out of their rows, a bounded number of them, once they stand in the segments of
+    /// their runs. No answer changes. Others may go on writing meanwhile; another compaction or a rebuild may not, and then
+    /// the store is unavailable for this.
+    async fn compact(&self, bounds: compact::Bounds) -> Result<compact::CompactionReport, StoreError>;
 
     /// Copies the store, as it is at one instant, into a new file. Others may go on writing meanwhile.
     async fn backup(&self, file: &Path) -> Result<(), StoreError>;

@@ -104,6 +104,11 @@ impl BeatsRow {
         BeatsRow { position, recorded_at, count, data, digest }
     }
 
+    /// Returns how many bytes it says it with: 8 for each number, and the packed ones.
+    pub(crate) fn bytes(&self) -> u64 {
+        4 * 8 + self.data.len() as u64
+    }
+
     /// Unpacks the heartbeats, (run number, version) each.
     pub(crate) fn unpack(&self) -> Result<Vec<(i64, u64)>, PackingError> {
         packing::unpack_beats(usize::try_from(self.count).unwrap_or(usize::MAX), &self.data)
@@ -155,12 +160,29 @@ impl SegmentRow {
     /// # Errors
     /// If the row says what no program writes. `run` is named in the error.
     pub(crate) fn unpack(&self, run: RunId) -> Result<(u32, Vec<Beat>), StoreError> {
-        let damaged = || StoreError::Corrupt(format!("a segment of run {run} cannot be unpacked"));
-        let first = Beat { version: unsigned(self.first_version)?, at: self.first_at };
-        let count = usize::try_from(self.count).map_err(|_| damaged())?;
-        let attempt = u32::try_from(self.attempt).map_err(|_| damaged())?;
-        let beats = packing::unpack_segment(first, count, &self.data).map_err(|_| damaged())?;
-        Ok((attempt, beats))
+        self.unpacked()
+            .map_err(|PackingError| StoreError::Corrupt(format!("a segment of run {run} cannot be unpacked")))
+    }
+
+    /// The same where the run is known by its number alone.
+    pub(crate) fn unpack_by_number(&self) -> Result<(u32, Vec<Beat>), StoreError> {
+        let number = self.run;
+        let damaged =
+            |PackingError| StoreError::Corrupt(format!("a segment of run number {number} cannot be unpacked"));
+        self.unpacked().map_err(damaged)
+    }
+
+    /// Returns how many bytes it says it with: 8 for each number, and the packed heartbeats.
+    pub(crate) fn bytes(&self) -> u64 {
+        8 * 8 + self.data.len() as u64
+    }
+
+    fn unpacked(&self) -> Result<(u32, Vec<Beat>), PackingError> {
+        let number = |stored: i64| u64::try_from(stored).map_err(|_| PackingError);
+        let first = Beat { version: number(self.first_version)?, at: self.first_at };
+        let count = usize::try_from(self.count).map_err(|_| PackingError)?;
+        let attempt = u32::try_from(self.attempt).map_err(|_| PackingError)?;
+        Ok((attempt, packing::unpack_segment(first, count, &self.data)?))
     }
 
     /// Returns the numbers in the order of the columns.

@@ -43,6 +43,7 @@ impl Table {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extent {
     pub(crate) rows: i64,
+    pub(crate) first: Option<i64>,
     pub(crate) last: Option<i64>,
     pub(crate) latest_at: Option<i64>,
 }

@@ -221,6 +221,9 @@ async fn check_table(
     if extent.last.is_some_and(|last| last > end) || extent.latest_at.is_some_and(|at| at > latest_at.as_micros()) {
         report.say(DamageKind::Head, None, format!("rows of {name} lie after the end of the log"));
     }
+    if extent.first.is_some_and(|first| first <= after) {
+        report.say(DamageKind::Head, None, format!("rows of {name} lie at or below the watermark of the compaction"));
+    }
     if extent.rows >= end - after {
         return Ok(());
     }

@@ -451,7 +451,7 @@ async fn a_file_of_an_older_schema_learns_when_progress_last_changed() {
     let runs = with_progress(&place).await;
     let statements = "DROP INDEX events_reaps; DROP INDEX events_reaps_of; \
         ALTER TABLE runs DROP COLUMN progress_changed_at; ALTER TABLE runs DROP COLUMN progress_changed_version; \
-        PRAGMA user_version = 4;";
+        PRAGMA user_version = 5;";
     let mut shell = SqliteConnectOptions::new().filename(place.file("a.db")).connect().await.unwrap();
     sqlx::raw_sql(statements).execute(&mut shell).await.unwrap();
     shell.close().await.unwrap();
@@ -465,7 +465,7 @@ async fn a_database_of_an_older_schema_learns_when_progress_last_changed() {
     let url = place.database("a").await;
     let statements = "DROP INDEX events_reaps; DROP INDEX events_reaps_of; \
         UPDATE runs SET rest = regexp_replace(rest, ',\"progress_changed\":\\[\\d+,\\d+\\]', ''); \
-        DELETE FROM lastbeat_schema WHERE version > 1";
+        DELETE FROM lastbeat_schema WHERE version > 2";
     let mut shell = PgConnection::connect(&url).await.unwrap();
     sqlx::raw_sql(statements).execute(&mut shell).await.unwrap();
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM runs WHERE strpos(rest, 'progress_changed') > 0")
@@ -475,6 +475,6 @@ async fn a_database_of_an_older_schema_learns_when_progress_last_changed() {
     assert_eq!(left, 0, "nothing of it is left");
     shell.close().await.unwrap();
     let versions = lastbeat_store::postgres::migrate(&url).await.unwrap();
-    assert_eq!(versions.0, 1);
+    assert_eq!(versions.0, 2);
     is_as_it_was(&place, &runs).await;
 }

@@ -4,9 +4,10 @@
 
 use lastbeat_domain::decide::{Command, RunSpec};
 use lastbeat_domain::{RunId, Span};
+use lastbeat_store::compact::Bounds;
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{DamageKind, Store, StoreError};
-use lastbeat_testkit::{Place, claimant, name, report, run_id};
+use lastbeat_testkit::{Place, claimant, exported, name, report, run_id};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
@@ -84,6 +85,62 @@ async fn the_database_itself_refuses_to_change_delete_or_replace_what_was_writte
         }
     }
     assert_eq!(found(&store).await, []);
+}
+
+#[tokio::test]
+async fn the_door_of_the_compaction_lets_nothing_out_that_it_should_not() {
+    let place = Place::at(NOW);
+    let store = filled(&place).await;
+    let event = |through: i64, rows: i64, beats: i64| {
+        format!(
+            "INSERT INTO events (position, recorded_at, type, schema, body) SELECT position + 1, latest_at + 1, \
+             'beats_compacted', 1, json_object('type', 'beats_compacted', 'through', {through}, 'rows', {rows}, \
+             'beats', {beats}) FROM head;"
+        )
+    };
+    // There are 78 rows: 39 heartbeats of each run after its first.
+    let merging = |columns: &str| {
+        format!("INSERT INTO merging SELECT run, first_version, last_version, attempt, {columns} FROM segments;")
+    };
+    let refused = [
+        "DELETE FROM beats WHERE position <= 10;".to_owned(),
+        event(10, 9, 10),
+        event(10, 10, 11),
+        // The last row stays.
+        event(78, 78, 78),
+        format!("{} DELETE FROM beats WHERE position <= 11;", event(10, 10, 10)),
+        merging("first_at, last_at, count + 1, data, digest"),
+        merging("first_at + 1, last_at, count, data, digest"),
+        format!("{} DELETE FROM merging;", merging("first_at, last_at, count, x'00', digest")),
+        format!("{} UPDATE merging SET run = 9;", merging("first_at, last_at, count, data, digest")),
+    ];
+    for statements in refused {
+        // As a whole, so that nothing is left of what came before the refusal.
+        let error = sql(&place, &format!("BEGIN; {statements} COMMIT;")).await.unwrap_err().to_string();
+        assert!(error.contains("append-only"), "{statements}: {error}");
+    }
+    assert_eq!(found(&store).await, []);
+    let (bounds, before) = (Bounds::ALL, exported(&store).await);
+    assert_eq!(store.compact(bounds).await.unwrap().rows, 77);
+    let after: Vec<String> = exported(&store).await.into_iter().filter(|line| !line.contains("compacted")).collect();
+    assert_eq!((found(&store).await, after), (vec![], before));
+}
+
+#[tokio::test]
+async fn what_was_changed_is_neither_dropped_nor_merged_away() {
+    for change in [
+        "UPDATE beats SET recorded_at = recorded_at + 1 WHERE position = 3",
+        "UPDATE segments SET first_at = first_at + 1 WHERE run = 1 AND first_version = 4",
+        "DELETE FROM segments WHERE run = 1 AND first_version = 4",
+    ] {
+        let place = Place::at(NOW);
+        let store = filled(&place).await;
+        sql_without_triggers(&place, change).await;
+        let damage = found(&store).await;
+        let error = store.compact(Bounds::ALL).await.unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt(_)), "{change}: {error}");
+        assert_eq!(found(&store).await, damage, "{change}");
+    }
 }
 
 #[tokio::test]

@@ -15,6 +15,7 @@ use lastbeat_domain::decide::{Command, Report, RunSpec};
 use lastbeat_domain::listening::{BeaconRole, Promise};
 use lastbeat_domain::policy::LateCompletion;
 use lastbeat_domain::{Liveness, Name, RunId, Span, Status, Terms};
+use lastbeat_store::compact::{Bounds, compact_all};
 use lastbeat_store::{CommandError, Store, ask, check_import};
 use lastbeat_testkit::{Backend, Place, claimant, name, report, run_id};
 use proptest::prelude::*;
@@ -47,6 +48,8 @@ enum Step {
     Deaf(u64),
     Reopen,
     Rebuild,
+    /// Compact what is older than so many seconds.
+    Compact(u64),
     /// Export everything, and import it into another store.
     Move,
 }
@@ -210,7 +213,7 @@ impl Model {
                 }
                 Ok(())
             }
-            Step::Reopen | Step::Rebuild | Step::Move => Ok(()),
+            Step::Reopen | Step::Rebuild | Step::Compact(_) | Step::Move => Ok(()),
         }
     }
 
@@ -310,6 +313,7 @@ impl ReferenceStateMachine for Model {
             2 => prop::sample::select(vec![1_u64, 3, 4, 10, 100]).prop_map(Step::Deaf),
             1 => Just(Step::Reopen),
             1 => Just(Step::Rebuild),
+            2 => prop::sample::select(vec![0_u64, 0, 5, 30]).prop_map(Step::Compact),
             1 => Just(Step::Move),
         ]
         .boxed()
@@ -406,6 +410,12 @@ impl Real {
             }
             Step::Rebuild => {
                 assert_eq!(self.store.rebuild(&|_, _| ()).await.unwrap().differed, 0);
+                return None;
+            }
+            Step::Compact(seconds) => {
+                let age = Span::from_seconds(*seconds);
+                let bounds = Bounds::older_than(self.store.as_ref(), age, 0).await.unwrap();
+                compact_all(self.store.as_ref(), bounds, |_| true).await.unwrap();
                 return None;
             }
             Step::Move => return self.move_on().await,

@@ -3,7 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -11,6 +11,7 @@ use lastbeat_domain::decide::{Command, RunSpec};
 use lastbeat_domain::event::ServiceEvent;
 use lastbeat_domain::listening::{BeaconRole, Promise};
 use lastbeat_domain::{RunId, ServiceRecorded, Span};
+use lastbeat_store::compact::Bounds;
 use lastbeat_store::postgres::{PostgresStore, migrate, role_setup, set_up_role};
 use lastbeat_store::{Answer, Clock, CommandError, DamageKind, Store, StoreError, ask};
 use lastbeat_testkit::postgres::{Cluster, fresh_database};
@@ -56,6 +57,8 @@ async fn filled(place: &Place) -> Arc<dyn Store> {
 async fn sql(url: &str, statements: &str) -> Result<(), sqlx::Error> {
     let mut shell = PgConnection::connect(url).await?;
     let done = sqlx::raw_sql(AssertSqlSafe(statements.to_owned())).execute(&mut shell).await;
+    // An error is told before the transaction has let go of its locks; the next answer comes after.
+    shell.ping().await?;
     shell.close().await?;
     done.map(|_| ())
 }
@@ -107,6 +110,95 @@ async fn the_applications_role_can_do_its_work_and_has_no_right_to_change_the_lo
     let clean_up = format!("DROP OWNED BY {role}; DROP ROLE {role}");
     sql(&database.url, &clean_up).await.unwrap();
     assert!(role_setup("app; DROP TABLE events").is_err());
+}
+
+/// What the role may call is the one door by which rows of the log go, and lets nothing out that stands nowhere else.
+#[tokio::test]
+async fn the_applications_role_compacts_through_the_door_alone_and_can_lose_nothing_through_it() {
+    let database = fresh_database().await;
+    migrate(&database.url).await.unwrap();
+    let role = format!("app_{}", uuid::Uuid::new_v4().simple());
+    set_up_role(&database.url, &role).await.unwrap();
+    let url = database.url.replacen(&url_user(&database.url), &format!("//{role}@"), 1);
+    let store = PostgresStore::open(&url, None).await.unwrap();
+    one(&store, create(run_id(1))).await.unwrap();
+    for _ in 0..71 {
+        one(&store, beat(run_id(1))).await.unwrap();
+    }
+    let before = exported(&store).await;
+    let refused = [
+        ("DELETE FROM beats WHERE position = 1", "permission denied"),
+        ("SELECT * FROM open_doors", "permission denied"),
+        ("INSERT INTO open_doors VALUES (pg_current_xact_id(), 'beats')", "permission denied"),
+        // Beyond what is there, the last row, and heartbeats that stand in a tail alone.
+        ("SELECT lastbeat_compact(71, NULL)", "cannot go"),
+        ("SELECT lastbeat_compact(70, NULL)", "cannot go"),
+        ("SELECT lastbeat_compact(65, NULL)", "is in no segment"),
+        ("SELECT lastbeat_compact(0, NULL)", "cannot go"),
+        // Segments that hold what was never said, or too little of what was.
+        (
+            "SELECT lastbeat_merge_segments(ARRAY[1], ARRAY[4], ARRAY[63], ARRAY[1], ARRAY[1], ARRAY[2], ARRAY[60], \
+             ARRAY['\\x01003c'::bytea || decode(repeat('00', 59), 'hex')])",
+            "does not hold what those in its place hold",
+        ),
+        (
+            "SELECT lastbeat_merge_segments(ARRAY[run], ARRAY[first_version], ARRAY[63], ARRAY[attempt], ARRAY[first_at], \
+             ARRAY[last_at], ARRAY[count], ARRAY[data]) FROM segments WHERE first_version = 4",
+            "does not hold what those in its place hold",
+        ),
+    ];
+    for (statement, why) in refused {
+        let error = sql(&url, statement).await.unwrap_err().to_string();
+        assert!(error.contains(why), "{statement}: {error}");
+    }
+    // A temporary table of the session does not stand in for the one of the schema.
+    let columns = "run bigint, first_version bigint, last_version bigint, first_at bigint, last_at bigint, digest bigint, \
+                   attempt bigint, count bigint, data bytea";
+    let disguise =
+        format!("CREATE TEMPORARY TABLE segments ({columns}); CREATE TEMPORARY TABLE beats (position bigint)");
+    let error = sql(&url, &format!("{disguise}; SELECT lastbeat_compact(65, NULL)")).await.unwrap_err().to_string();
+    assert!(error.contains("is in no segment"), "{error}");
+    // Not even the owner of the tables gets them through a door that is shut.
+    let open = "BEGIN; INSERT INTO open_doors VALUES (pg_current_xact_id(), 'segments'); DELETE FROM beats";
+    assert!(sql(&database.url, open).await.unwrap_err().to_string().contains("append-only"));
+    assert_eq!(exported(&store).await, before);
+
+    let bounds = Bounds::ALL;
+    let report = store.compact(bounds).await.unwrap();
+    assert_eq!((report.rows, report.beats, report.tails), (69, 69, 1));
+    let after: Vec<String> = exported(&store).await.into_iter().filter(|line| !line.contains("compacted")).collect();
+    assert_eq!(after, before);
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+
+    // A role without the right is told how to get it.
+    one(&store, beat(run_id(1))).await.unwrap();
+    sql(&database.url, &format!("REVOKE EXECUTE ON FUNCTION lastbeat_compact FROM {role}")).await.unwrap();
+    let error = store.compact(bounds).await.unwrap_err();
+    assert!(error.to_string().contains("--role-setup apply"), "{error}");
+    store.close().await;
+    sql(&database.url, &format!("DROP OWNED BY {role}; DROP ROLE {role}")).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_was_changed_is_neither_dropped_nor_merged_away() {
+    let tables = ["beats", "segments"];
+    let switch =
+        |state: &str| tables.map(|table| format!("ALTER TABLE {table} {state} TRIGGER {table}_append_only;")).concat();
+    for change in [
+        "UPDATE beats SET recorded_at = recorded_at + 1 WHERE position = 3",
+        "UPDATE segments SET digest = digest + 1 WHERE run = 1 AND first_version = 4",
+        "DELETE FROM segments WHERE run = 1 AND first_version = 4",
+    ] {
+        let place = Place::on(Backend::Postgres, NOW);
+        let store = filled(&place).await;
+        let url = place.database("a").await;
+        sql(&url, &format!("{}{change};{}", switch("DISABLE"), switch("ENABLE ALWAYS"))).await.unwrap();
+        let before = store.verify(&|_, _| ()).await.unwrap().damage;
+        assert!(!before.is_empty());
+        let error = store.compact(Bounds::ALL).await.unwrap_err();
+        assert!(matches!(error, StoreError::Corrupt(_)), "{change}: {error}");
+        assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, before, "{change}");
+    }
 }
 
 /// The part of a URL that names the user, with the slashes before it and the sign after it.
@@ -204,6 +296,8 @@ struct ProxyState {
     cuts: AtomicUsize,
     keeps_one: Notify,
     go_on: Notify,
+    /// Whether it lets nobody in.
+    closed: AtomicBool,
 }
 
 impl Proxy {
@@ -214,6 +308,9 @@ impl Proxy {
         let shared = Arc::clone(&state);
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                if shared.closed.load(Ordering::SeqCst) {
+                    continue;
+                }
                 // One that is away is no reason to stop.
                 if let Ok(server) = TcpStream::connect(("127.0.0.1", server)).await {
                     tokio::spawn(pass_on(client, server, Arc::clone(&shared)));
@@ -285,6 +382,34 @@ async fn a_commit_whose_answer_is_lost_is_looked_up_and_done_once() {
     assert_eq!(versions, [2, 3, 4, 5]);
     assert_eq!(store.run(run_id(1)).await.unwrap().unwrap().version, 5);
     assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_answer_is_lost_is_found_though_its_row_was_compacted_meanwhile() {
+    let database = fresh_database().await;
+    migrate(&database.url).await.unwrap();
+    let proxy = Proxy::start(port_of(&database.url)).await;
+    let store = Arc::new(PostgresStore::open(&proxy.url(&database.url), None).await.unwrap());
+    let other = PostgresStore::open(&database.url, None).await.unwrap();
+    for run in [run_id(1), run_id(2)] {
+        one(store.as_ref(), create(run)).await.unwrap();
+        one(store.as_ref(), beat(run)).await.unwrap();
+    }
+    proxy.state.closed.store(true, Ordering::SeqCst);
+    proxy.arm(Cut::Answer);
+    let told = Arc::clone(&store);
+    let told = tokio::spawn(async move { one(told.as_ref(), beat(run_id(1))).await });
+    while proxy.state.cuts.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // It is committed, and whoever said it can ask nobody yet. A later row, and it can go.
+    one(&other, beat(run_id(2))).await.unwrap();
+    let report = other.compact(Bounds::ALL).await.unwrap();
+    assert_eq!((report.rows, report.beats), (1, 1));
+    proxy.state.closed.store(false, Ordering::SeqCst);
+    assert_eq!(told.await.unwrap().unwrap().facts()[0].version, 4);
+    assert_eq!(other.run(run_id(1)).await.unwrap().unwrap().version, 4, "it was not said twice");
+    assert_eq!(other.verify(&|_, _| ()).await.unwrap().damage, []);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -83,6 +83,11 @@ impl Place {
         Place { backend, folder, databases, clock: SimulatedClock::at(now.parse().unwrap()) }
     }
 
+    /// Returns what kind of stores these are.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
     /// Returns the path of a file in the folder.
     pub fn file(&self, name: &str) -> std::path::PathBuf {
         self.folder.path().join(name)

@@ -40,7 +40,7 @@ pub struct CreateRequest {
     #[cfg_attr(feature = "openapi", schema(value_type = Option<Value>))]
     pub input: Option<Value>,
     /// Who claims it in the same breath.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::maybe")]
     pub claim: Option<ClaimBy>,
 }
 

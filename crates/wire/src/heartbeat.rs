@@ -100,6 +100,7 @@ pub struct HeartbeatDocument {
 #[serde(deny_unknown_fields)]
 pub struct BeatsRequest {
     /// The heartbeats.
+    #[serde(deserialize_with = "crate::object::each")]
     #[cfg_attr(feature = "openapi", schema(max_items = 1000))]
     pub beats: Vec<Beat>,
 }

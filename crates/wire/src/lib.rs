@@ -17,6 +17,7 @@
 //! | [`replay`], [`backtest`] | what the rule said at each instant, and what it would have said |
 //! | [`case`](mod@case) | a recorded situation as a regression test |
 //! | [`goal`], [`lane`], [`hold`], [`executor`], [`token`] | what there is beside runs |
+//! | [`object`] | a request is an object, and no list of its fields |
 //! | [`problem`] | what went wrong |
 //!
 //! With the feature `store`, [`answers`] makes them from a store; with `openapi`, all have a schema.
@@ -33,6 +34,7 @@ pub mod goal;
 pub mod heartbeat;
 pub mod hold;
 pub mod lane;
+pub mod object;
 pub mod problem;
 pub mod replay;
 pub mod report;

@@ -30,8 +30,8 @@ pub(super) async fn import(
     let service = refresh_service_log(connection, &Arc::<ServiceLog>::default()).await?;
     let (writes, head) = import.writes(head, &service, clocks.1);
     write::apply(connection, &writes, head.latest_at).await?;
-    // Its heartbeats stand in segments, where the end of the log is not looked for.
-    write::raise_head(connection, head.latest_at).await?;
+    // Its heartbeats stand in segments, where the end of the log is not looked for; nor is a watermark.
+    write::raise_head(connection, head.latest_at, head.beat_position).await?;
     write::move_all_cursors(connection, head.position).await?;
     Ok((transaction, Mark::of(&writes)))
 }

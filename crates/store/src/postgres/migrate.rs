@@ -69,7 +69,9 @@ pub fn role_setup(role: &str) -> Result<String, StoreError> {
          GRANT SELECT, INSERT, UPDATE, DELETE \
          ON runs, beating, due, lanes, beacons, idempotency, cursors TO {role};\n\
          GRANT SELECT, UPDATE ON head TO {role};\n\
-         GRANT SELECT ON whole_runs, lastbeat_schema TO {role};\n"
+         GRANT SELECT ON whole_runs, lastbeat_schema TO {role};\n\
+         -- Compaction: the one door by which rows of the log go. It checks for itself that nothing is lost.\n\
+         GRANT EXECUTE ON FUNCTION lastbeat_compact, lastbeat_merge_segments TO {role};\n"
     ))
 }
 

@@ -5,6 +5,7 @@
 
 mod beats;
 mod clock;
+mod compact;
 mod doctor;
 mod ground;
 mod import;
@@ -36,6 +37,7 @@ use tokio::sync::mpsc;
 
 use crate::backtest;
 use crate::clock::Clock;
+use crate::compact::{Bounds, CompactionReport};
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::log::EventRow;
@@ -94,6 +96,8 @@ macro_rules! read {
 pub struct PostgresStore {
     /// How to connect for what takes long.
     keep: PgConnectOptions,
+    /// How to connect for a compaction.
+    compact: PgConnectOptions,
     shared: Arc<Shared>,
     readers: PgPool,
     /// The reaps as they were last counted.
@@ -131,7 +135,8 @@ impl PostgresStore {
             .acquire_timeout(READER_WAIT)
             .test_before_acquire(false);
         let readers = pool.connect_lazy_with(open::options(url, Purpose::Read)?);
-        Ok(PostgresStore { keep, shared, readers, reaps: Mutex::default(), writers })
+        let compact = open::options(url, Purpose::Compact)?;
+        Ok(PostgresStore { keep, compact, shared, readers, reaps: Mutex::default(), writers })
     }
 
     /// Asks several things of one snapshot. It is a task of its own: a caller that goes away must not leave a connection
@@ -171,6 +176,12 @@ impl PostgresStore {
         let writers = self.writers.len() as u64;
         &self.writers[usize::try_from(hash.finish() % writers).unwrap_or(0)]
     }
+}
+
+/// Ends a session that holds locks. The server may notice its end later than whoever wants them next comes along.
+async fn end_session(mut connection: PgConnection) {
+    let _ = connection.execute("SELECT pg_advisory_unlock_all()").await;
+    let _ = connection.close().await;
 }
 
 /// Says whether a connection on which something failed answers no more, and then takes it out of the pool. What was only
@@ -370,7 +381,14 @@ impl Store for PostgresStore {
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {
         let mut connection = open::connect(&self.keep).await?;
         let report = rebuild::rebuild(&mut connection, &self.shared.clock, progress).await;
-        let _ = connection.close().await;
+        end_session(connection).await;
+        report
+    }
+
+    async fn compact(&self, bounds: Bounds) -> Result<CompactionReport, StoreError> {
+        let mut connection = open::connect(&self.compact).await?;
+        let report = compact::compact(&mut connection, &self.shared.clock, bounds).await;
+        end_session(connection).await;
         report
     }
 

@@ -14,10 +14,11 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
 const SERVER_VERSION_MIN: i32 = 150_000;
 
 /// The migrations, in order; the schema's version is how many have been applied.
-pub(super) const MIGRATIONS: [&str; 3] = [
+pub(super) const MIGRATIONS: [&str; 4] = [
     include_str!("../../../../migrations/postgres/0001_store.sql"),
-    include_str!("../../../../migrations/postgres/0002_reaps.sql"),
-    include_str!("../../../../migrations/postgres/0003_progress.sql"),
+    include_str!("../../../../migrations/postgres/0002_compaction.sql"),
+    include_str!("../../../../migrations/postgres/0003_reaps.sql"),
+    include_str!("../../../../migrations/postgres/0004_progress.sql"),
 ];
 
 /// The newest schema that this program knows.
@@ -31,6 +32,8 @@ pub(super) enum Purpose {
     Write,
     /// It reads, a question at a time.
     Read,
+    /// It compacts, and is in nobody's way: it would rather give up than wait for long.
+    Compact,
     /// It reads one snapshot for as long as it takes, or migrates.
     Keep,
 }
@@ -60,6 +63,14 @@ impl Purpose {
                 ("idle_in_transaction_session_timeout", "10000"),
                 ("jit", "off"),
             ],
+            Purpose::Compact => &[
+                ("synchronous_commit", "on"),
+                ("statement_timeout", "60000"),
+                ("lock_timeout", "2000"),
+                ("idle_in_transaction_session_timeout", "5000"),
+                ("enable_seqscan", "off"),
+                ("jit", "off"),
+            ],
             Purpose::Keep => &[("statement_timeout", "0"), ("idle_in_transaction_session_timeout", "0")],
         }
     }
@@ -86,6 +97,7 @@ pub(super) fn options(url: &str, purpose: Purpose) -> Result<PgConnectOptions, S
     let name = match purpose {
         Purpose::Write => "lastbeat writer",
         Purpose::Read => "lastbeat reader",
+        Purpose::Compact => "lastbeat compaction",
         Purpose::Keep => "lastbeat",
     };
     let options = options.application_name(name).options(purpose.settings().iter().copied());

@@ -4,11 +4,15 @@
 //! its disk, and gives them out again; so the transaction that it calls committed may be somebody else's. What was to be
 //! appended tells, since no two rows of the log are the same. The number says only whether the transaction is over.
 
+use std::collections::HashSet;
+
 use sqlx::postgres::PgConnection;
 
+use super::rows::read_segment;
 use crate::batch::Writes;
 use crate::error::StoreError;
-use crate::log::BeatsRow;
+use crate::log::{BeatsRow, signed};
+use crate::packing::{self, Beat};
 
 /// How many of the latest rows of heartbeats are looked through: more than are committed while an outcome is looked up.
 const BEATS_MAX: i64 = 100_000;
@@ -54,12 +58,30 @@ impl Mark {
                 let select = "SELECT EXISTS (SELECT FROM (SELECT * FROM beats ORDER BY position DESC LIMIT $1) AS latest \
                               WHERE recorded_at = $2 AND count = $3 AND data = $4)";
                 let query = sqlx::query_scalar(select).bind(BEATS_MAX).bind(*at).bind(*count).bind(data.as_slice());
-                query.fetch_one(connection).await?
+                query.fetch_one(&mut *connection).await? || were_compacted(connection, *at, *count, data).await?
             }
             Mark::Nothing => false,
         };
         Ok(found)
     }
+}
+
+/// Says whether the heartbeats of a row stand in segments, all of them: then the row was there, and went by a compaction.
+async fn were_compacted(connection: &mut PgConnection, at: i64, count: i64, data: &[u8]) -> Result<bool, StoreError> {
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    let beats = packing::unpack_beats(count, data).map_err(|error| StoreError::Corrupt(error.to_string()))?;
+    let (runs, versions): (Vec<i64>, Vec<i64>) = beats.iter().map(|(run, version)| (*run, signed(*version))).unzip();
+    let select = "SELECT s.* FROM unnest($1::bigint[], $2::bigint[]) AS b(run, version) JOIN LATERAL (\
+                  SELECT * FROM segments WHERE run = b.run AND first_version <= b.version \
+                  ORDER BY first_version DESC LIMIT 1) AS s ON s.last_version >= b.version";
+    let rows = sqlx::query(select).bind(runs).bind(versions).fetch_all(connection).await?;
+    let mut kept = HashSet::new();
+    for row in &rows {
+        let segment = read_segment(row)?;
+        let of_that_instant = |beat: &Beat| (beat.at == at).then_some((segment.run, beat.version));
+        kept.extend(segment.unpack_by_number()?.1.iter().filter_map(of_that_instant));
+    }
+    Ok(beats.iter().all(|beat| kept.contains(beat)))
 }
 
 /// Returns whether a transaction was committed; `None` while it is not over.

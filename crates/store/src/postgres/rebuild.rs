@@ -27,6 +27,8 @@ use crate::verify::RebuildReport;
 
 /// Keeps two rebuilds from working at once; the lock goes with the session.
 const ONLY_ONE: &str = "SELECT pg_try_advisory_lock(hashtext('lastbeat rebuild'), hashtext(current_schema()))";
+/// Keeps compactions away: what was written meanwhile is learned from the rows of `beats`.
+const NO_COMPACTION: &str = "SELECT pg_advisory_lock(hashtext('lastbeat compaction'), hashtext(current_schema()))";
 /// The tables beside. They are filled by number, and a run that is folded twice is written over.
 const MAKE_BESIDE: &str = "\
     CREATE TEMPORARY TABLE runs_beside (LIKE runs INCLUDING DEFAULTS, PRIMARY KEY (number)); \
@@ -46,6 +48,8 @@ pub(super) async fn rebuild(
     if !sqlx::query_scalar::<_, bool>(ONLY_ONE).fetch_one(&mut *connection).await? {
         return Err(StoreError::Unavailable("another rebuild is under way".to_owned()));
     }
+    // It ends with the step that is under way, and begins no other until this is done.
+    sqlx::query(NO_COMPACTION).execute(&mut *connection).await?;
     connection.execute(MAKE_BESIDE).await?;
     let mut report = RebuildReport::default();
     connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ").await?;

@@ -222,7 +222,7 @@ pub(super) fn unpack_tail(tail: &[u8], version: u64) -> Result<Vec<Beat>, Packin
 }
 
 /// Unpacks the tail of a projection row: what of it is in no segment yet. A full one has been written out.
-fn unwritten_tail(tail: &[u8], version: u64) -> Result<Vec<Beat>, PackingError> {
+pub(super) fn unwritten_tail(tail: &[u8], version: u64) -> Result<Vec<Beat>, PackingError> {
     if tail.len() == TAIL_BEATS_MAX * STEP_BYTES { Ok(Vec::new()) } else { unpack_tail(tail, version) }
 }
 

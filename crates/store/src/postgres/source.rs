@@ -55,9 +55,13 @@ impl Source for Snapshot<'_> {
 
     async fn extent(&mut self, table: Table) -> Result<Extent, StoreError> {
         let name = table.name();
-        let select = format!("SELECT count(*) AS rows, max(position) AS last, max(recorded_at) AS latest FROM {name}");
+        let select = format!(
+            "SELECT count(*) AS rows, min(position) AS first, max(position) AS last, max(recorded_at) AS latest \
+             FROM {name}"
+        );
         let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *self.0).await?;
-        Ok(Extent { rows: row.try_get("rows")?, last: row.try_get("last")?, latest_at: row.try_get("latest")? })
+        let (first, last) = (row.try_get("first")?, row.try_get("last")?);
+        Ok(Extent { rows: row.try_get("rows")?, first, last, latest_at: row.try_get("latest")? })
     }
 
     async fn holes(&mut self, table: Table, after: i64, end: i64, limit: i64) -> Result<Vec<(i64, i64)>, StoreError> {

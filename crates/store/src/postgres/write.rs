@@ -302,7 +302,7 @@ async fn put_beacons(
         .execute(&mut *connection)
         .await?;
     if gone.rows_affected() > 0 {
-        raise_head(connection, latest_at).await?;
+        raise_head(connection, latest_at, 0).await?;
     }
     sqlx::query(
         "INSERT INTO beacons (process, role, at, promise) \
@@ -320,10 +320,16 @@ async fn put_beacons(
     Ok(())
 }
 
-/// Writes down the latest instant that the store holds, where no row of the log shows it.
-pub(super) async fn raise_head(connection: &mut PgConnection, latest_at: Timestamp) -> Result<(), StoreError> {
-    sqlx::query("UPDATE head SET latest_at = greatest(latest_at, $1)")
+/// Writes down the latest instant that the store holds, and the last position of heartbeats that was given out, where no
+/// row of the log shows them.
+pub(super) async fn raise_head(
+    connection: &mut PgConnection,
+    latest_at: Timestamp,
+    beat_position: i64,
+) -> Result<(), StoreError> {
+    sqlx::query("UPDATE head SET latest_at = greatest(latest_at, $1), beat_position = greatest(beat_position, $2)")
         .bind(latest_at.as_micros())
+        .bind(beat_position)
         .execute(connection)
         .await?;
     Ok(())

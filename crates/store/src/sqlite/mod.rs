@@ -1,6 +1,7 @@
 //! The embedded store: one SQLite file, shared by any number of processes of one machine.
 
 mod backup;
+mod compact;
 mod doctor;
 mod ground;
 mod import;
@@ -27,6 +28,7 @@ use tokio::sync::mpsc;
 
 use crate::backtest;
 use crate::clock::Clock;
+use crate::compact::{Bounds, CompactionReport};
 use crate::error::{ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::log::EventRow;
@@ -266,6 +268,10 @@ impl Store for SqliteStore {
 
     async fn rebuild(&self, progress: &Progress<'_>) -> Result<RebuildReport, StoreError> {
         rebuild::rebuild(&self.path, self.clock.as_ref(), progress).await
+    }
+
+    async fn compact(&self, bounds: Bounds) -> Result<CompactionReport, StoreError> {
+        compact::compact(&self.path, self.clock.as_ref(), bounds).await
     }
 
     async fn backup(&self, file: &Path) -> Result<(), StoreError> {

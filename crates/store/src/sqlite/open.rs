@@ -17,13 +17,14 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 const SQLITE_MIN: &str = "3.51.3";
 
 /// The migrations, in order; the schema's version is how many have been applied, kept in the header as `user_version`.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("../../../../migrations/sqlite/0001_log.sql"),
     include_str!("../../../../migrations/sqlite/0002_listening.sql"),
     include_str!("../../../../migrations/sqlite/0003_idempotency.sql"),
     include_str!("../../../../migrations/sqlite/0004_cursors.sql"),
-    include_str!("../../../../migrations/sqlite/0005_reaps.sql"),
-    include_str!("../../../../migrations/sqlite/0006_progress.sql"),
+    include_str!("../../../../migrations/sqlite/0005_compaction.sql"),
+    include_str!("../../../../migrations/sqlite/0006_reaps.sql"),
+    include_str!("../../../../migrations/sqlite/0007_progress.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -10,6 +10,7 @@ use lastbeat_domain::{Span, judge};
 use sqlx::sqlite::SqliteConnection;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
+use super::compact::keep_out;
 use super::open;
 use super::read::{head, refresh_service_log};
 use super::rows::{PUT_RUN, bind_run};
@@ -45,6 +46,7 @@ pub(super) async fn rebuild(
     progress: &Progress<'_>,
 ) -> Result<RebuildReport, StoreError> {
     let _lock = only_one(path)?;
+    let _no_compaction = keep_out(path).await?;
     let connection = open::options(path, false).connect().await?;
     let mut rebuild = Rebuild {
         connection,

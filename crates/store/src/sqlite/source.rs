@@ -16,7 +16,7 @@ use crate::past::Wanted;
 use crate::truth::{Extent, Source, Table};
 
 /// The triggers that keep the log append-only.
-const TRIGGERS: [&str; 9] = [
+const TRIGGERS: [&str; 13] = [
     "events_no_update",
     "events_no_delete",
     "events_no_replace",
@@ -26,6 +26,10 @@ const TRIGGERS: [&str; 9] = [
     "segments_no_update",
     "segments_no_delete",
     "segments_no_replace",
+    "events_compacted_counts",
+    "merging_counts",
+    "merging_no_update",
+    "merging_is_done",
 ];
 
 /// Says of a row of `runs` whether it was created at the second argument or later, if there is one.
@@ -65,9 +69,13 @@ impl Source for Snapshot<'_> {
 
     async fn extent(&mut self, table: Table) -> Result<Extent, StoreError> {
         let name = table.name();
-        let select = format!("SELECT count(*) AS rows, max(position) AS last, max(recorded_at) AS latest FROM {name}");
+        let select = format!(
+            "SELECT count(*) AS rows, min(position) AS first, max(position) AS last, max(recorded_at) AS latest \
+             FROM {name}"
+        );
         let row = sqlx::query(AssertSqlSafe(select)).fetch_one(&mut *self.0).await?;
-        Ok(Extent { rows: row.try_get("rows")?, last: row.try_get("last")?, latest_at: row.try_get("latest")? })
+        let (first, last) = (row.try_get("first")?, row.try_get("last")?);
+        Ok(Extent { rows: row.try_get("rows")?, first, last, latest_at: row.try_get("latest")? })
     }
 
     async fn holes(&mut self, table: Table, after: i64, end: i64, limit: i64) -> Result<Vec<(i64, i64)>, StoreError> {

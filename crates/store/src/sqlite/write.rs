@@ -55,7 +55,7 @@ pub(super) async fn apply(connection: &mut SqliteConnection, writes: &Writes, he
     put_head(connection, head).await
 }
 
-async fn insert_event(connection: &mut SqliteConnection, row: &EventRow) -> Result<(), StoreError> {
+pub(super) async fn insert_event(connection: &mut SqliteConnection, row: &EventRow) -> Result<(), StoreError> {
     sqlx::query(
         "INSERT INTO events (position, run, version, recorded_at, type, schema, run_id, body, digest) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -86,7 +86,7 @@ async fn insert_beats(connection: &mut SqliteConnection, row: &BeatsRow) -> Resu
     Ok(())
 }
 
-async fn insert_segment(connection: &mut SqliteConnection, row: &SegmentRow) -> Result<(), StoreError> {
+pub(super) async fn insert_segment(connection: &mut SqliteConnection, row: &SegmentRow) -> Result<(), StoreError> {
     let mut query = sqlx::query(
         "INSERT INTO segments (run, first_version, last_version, attempt, first_at, last_at, count, data, digest) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -242,7 +242,7 @@ async fn remember(
     Ok(())
 }
 
-async fn put_head(connection: &mut SqliteConnection, head: &Head) -> Result<(), StoreError> {
+pub(super) async fn put_head(connection: &mut SqliteConnection, head: &Head) -> Result<(), StoreError> {
     sqlx::query("UPDATE head SET latest_at = ?, position = ?, beat_position = ?, run = ?")
         .bind(head.latest_at.as_micros())
         .bind(head.position)
