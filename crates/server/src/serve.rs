@@ -32,6 +32,9 @@ pub struct Options {
     pub process: Name,
     /// The longest that the sweeper sleeps; `None`: this server does not sweep, others do.
     pub sweep_interval: Option<Span>,
+    /// Whether it says that executors can be heard through it. Not so beside a store to which they write themselves: then
+    /// it is for looking alone, and it is others who listen.
+    pub beacons: bool,
     /// Who is told of each reap.
     pub on_reap: Option<HookOptions>,
     /// What it puts up with.
@@ -42,7 +45,7 @@ impl Options {
     /// Makes the options of a server that listens on an address and sweeps, with nothing else said.
     pub fn new(listen: SocketAddr, process: Name) -> Options {
         let (sweep_interval, limits) = (Some(Span::from_seconds(1)), Limits::default());
-        Options { listen, process, sweep_interval, on_reap: None, limits }
+        Options { listen, process, sweep_interval, beacons: true, on_reap: None, limits }
     }
 }
 
@@ -78,7 +81,8 @@ pub struct Server {
     /// Whether everybody who reaches it may do everything, since no token was ever made.
     pub is_open: bool,
     app: App,
-    process: Name,
+    /// As what it beacons, if it does.
+    process: Option<Name>,
     stop: watch::Sender<bool>,
     listening: JoinHandle<()>,
     beside: Vec<JoinHandle<()>>,
@@ -99,7 +103,9 @@ impl Server {
                 tracing::error!(%error, "a part of the server did not end as it should");
             }
         }
-        beacons::last(&self.app, &self.process).await;
+        if let Some(process) = &self.process {
+            beacons::last(&self.app, process).await;
+        }
     }
 }
 
@@ -108,7 +114,7 @@ impl Server {
 /// # Errors
 /// If the address cannot be listened on or is not for a server without tokens, or the store fails.
 pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, ServeError> {
-    let Options { listen, process, sweep_interval, on_reap, limits } = options;
+    let Options { listen, process, sweep_interval, beacons, on_reap, limits } = options;
     let (stop, shutdown) = Shutdown::channel();
     let app = App::new(Arc::clone(&store), limits, shutdown.clone()).await?;
     let is_open = app.is_open();
@@ -126,14 +132,17 @@ pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, Se
         tokio::spawn(count(app.clone())),
         tokio::spawn(refresh(app.clone())),
         tokio::spawn(watch_log(app.clone())),
-        tokio::spawn(beacons::beacon(app.clone(), process.clone(), address)),
     ];
+    if beacons {
+        beside.push(tokio::spawn(beacons::beacon(app.clone(), process.clone(), address)));
+    }
     if let Some(hook) = hook {
         beside.push(tokio::spawn(async move { hook.run(shutdown.begins()).await }));
     }
     if let Some(interval) = sweep_interval {
         beside.push(tokio::spawn(sweep(app.clone(), process.clone(), interval)));
     }
+    let process = beacons.then_some(process);
     Ok(Server { address, is_open, app, process, stop, listening, beside })
 }
 
