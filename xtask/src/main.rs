@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::Instant;
 
+mod browser;
 mod fuzz;
 // The tests and their set-up must agree on which server is there; this package can't depend on theirs.
 #[path = "../../crates/testkit/src/postgres/installed.rs"]
@@ -19,7 +20,8 @@ usage: cargo xtask <task> [arguments for cargo, for the simulation, the load or 
 
   setup     make sure that a C compiler works (SQLite is compiled by it), and that libfaketime (tests set a process's
             clock with it), a PostgreSQL server, and what runs the tours of the API (curl, jq, python3, node and the
-            compiler of TypeScript) are there; install with apt-get and npm what is missing
+            compiler of TypeScript), and a browser with what drives it (Chromium, playwright-core, axe-core) are there;
+            install with apt-get and npm what is missing
   test      setup, build the binaries, then run all tests, those in the documentation too, beside a PostgreSQL server
             that is there only for them, or on that of LASTBEAT_TEST_POSTGRES_URL
   soak      many sweepers and executors on one PostgreSQL server, some of them killed, stopped and slowed at random:
@@ -31,6 +33,7 @@ usage: cargo xtask <task> [arguments for cargo, for the simulation, the load or 
             [--quick] [--help]; exit code 1 if a goal is missed
   fuzz-api  ask a server whatever its OpenAPI document allows, and more, with schemathesis from PyPI: [--minutes N]
             [--seed N]; exit code 1 if it failed, or answered what the document does not say
+  screenshots  take pictures of every page of the dashboard, in light, in dark and on a phone's width: [FOLDER]
   doc       build the API documentation; a warning is an error
 ";
 
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         "bench" => bench(&extra),
         "load" => load(&extra),
         "fuzz-api" => fuzz::fuzz(&extra),
+        "screenshots" => browser::screenshots(&extra),
         "doc" => doc(&extra),
         "help" | "-h" | "--help" => {
             print!("{USAGE}");
@@ -78,6 +82,7 @@ fn setup() -> Result<(), Failure> {
     eprintln!("xtask: found {}, which compiles the SQLite that is built in", version_of(&compiler));
     libfaketime()?;
     languages::setup()?;
+    browser::setup()?;
     postgres::setup()
 }
 
@@ -147,7 +152,11 @@ fn test(extra: &[String]) -> Result<(), Failure> {
     }
     run("build", &mut build)?;
     // Not `--all-targets`: that would leave out the tests in the documentation.
-    run("test", cargo_beside_a_server(&["test", "--workspace"])?.args(extra))
+    let mut tests = cargo_beside_a_server(&["test", "--workspace"])?;
+    if let Some(chromium) = browser::found() {
+        tests.env(browser::VARIABLE, chromium);
+    }
+    run("test", tests.args(extra))
 }
 
 /// A cargo whose tests find a PostgreSQL server: the one that the environment names, or else one that is started for

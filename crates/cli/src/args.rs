@@ -1,5 +1,6 @@
 //! The command line, as clap reads it.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -133,6 +134,9 @@ pub(crate) enum Command {
         /// Keep the database in this new file, for looking around.
         #[arg(long, value_name = "FILE")]
         keep: Option<PathBuf>,
+        /// Show the story in the dashboard, at this address, 127.0.0.1:7171 if none is given; it stays up until Ctrl-C.
+        #[arg(long, value_name = "ADDR", num_args = 0..=1, require_equals = true, default_missing_value = "127.0.0.1:7171")]
+        serve: Option<SocketAddr>,
     },
     /// Print a completion script for a shell.
     Completions {

@@ -5,8 +5,9 @@
 //! continued, and told that it is fenced. A sweeper, a process too, judges them. Then our own faults: the sweeper is
 //! killed and the host sleeps for longer than the window, which reaps nobody; and a whole rack goes dark at once, which
 //! is held until a person says that it is real. The windows are scaled down. At the end the demo checks its own claims
-//! against the log.
+//! against the log. With `--serve` the dashboard shows it, and goes on showing it until somebody has seen enough.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -15,12 +16,14 @@ use std::time::Duration;
 use lastbeat_domain::decide::Command as Decision;
 use lastbeat_domain::event::RunEvent;
 use lastbeat_domain::{Liveness, Name, Rule, RunId, Span, Status, Terms, Timestamp};
+use lastbeat_server::Options;
 use lastbeat_store::{Filter, Judged, Store, Stored, ask, postgres};
 use lastbeat_wire::answers::AskError;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::args::{self, Output};
 use crate::failure::Failure;
+use crate::house::process_name;
 use crate::place::Place;
 use crate::{look, output, run};
 
@@ -48,19 +51,42 @@ impl Drop for Part {
     }
 }
 
+/// A sweeper in a process of its own, which does not outlive the story either.
+struct Sweeping(Child);
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What is left when the story is told: the claims that did not hold, and what still runs.
+struct Told {
+    broken: Vec<String>,
+    _parts: Vec<Part>,
+    _sweeper: Sweeping,
+}
+
 struct Demo {
     store: Arc<dyn Store>,
     url: String,
     started: std::time::Instant,
+    /// For how long a lane stays held before somebody looks; where people do look, long enough for them to see it.
+    held_for: Duration,
 }
 
 /// Plays the story. Returns the claims that did not hold.
 ///
 /// # Errors
 /// If a step of the story never comes.
-pub(crate) async fn demo(database: &str, keep: Option<PathBuf>) -> Result<Vec<String>, Failure> {
+pub(crate) async fn demo(
+    database: &str,
+    keep: Option<PathBuf>,
+    serve: Option<SocketAddr>,
+) -> Result<Vec<String>, Failure> {
     if postgres::is_url(database) {
-        return in_schema(database, keep).await;
+        return in_schema(database, keep, serve).await;
     }
     let folder = tempfile::tempdir()?;
     let path = match &keep {
@@ -73,8 +99,8 @@ pub(crate) async fn demo(database: &str, keep: Option<PathBuf>) -> Result<Vec<St
     };
     let url = format!("sqlite://{}", path.display());
     let store = lastbeat_store::open(&url, true).await?;
-    let demo = Demo { store: Arc::clone(&store), url, started: std::time::Instant::now() };
-    let broken = demo.play().await;
+    let demo = Demo::new(Arc::clone(&store), url, serve.is_some());
+    let broken = demo.shown(serve).await;
     store.close().await;
     if let (Some(path), Ok(_)) = (keep, &broken) {
         output::line(&format!("\nThe database is kept: lastbeat --database sqlite://{} run list", path.display()))?;
@@ -83,21 +109,62 @@ pub(crate) async fn demo(database: &str, keep: Option<PathBuf>) -> Result<Vec<St
 }
 
 /// Plays the story in a schema of its own, so that it meets nobody's runs. The schema is dropped at the end.
-async fn in_schema(database: &str, keep: Option<PathBuf>) -> Result<Vec<String>, Failure> {
+async fn in_schema(database: &str, keep: Option<PathBuf>, serve: Option<SocketAddr>) -> Result<Vec<String>, Failure> {
     if keep.is_some() {
         return Err(Failure::new("invalid", "--keep names a file, and there is none in PostgreSQL"));
     }
     let schema = postgres::Schema::make(database).await?;
     let store = lastbeat_store::open(schema.url(), true).await?;
-    let demo = Demo { store: Arc::clone(&store), url: schema.url().to_owned(), started: std::time::Instant::now() };
-    let broken = demo.play().await;
+    let demo = Demo::new(Arc::clone(&store), schema.url().to_owned(), serve.is_some());
+    let broken = demo.shown(serve).await;
     store.close().await;
     schema.drop().await?;
     broken
 }
 
+/// Completes when somebody has seen enough.
+async fn seen_enough() -> Result<(), Failure> {
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    tokio::select! {
+        interrupted = tokio::signal::ctrl_c() => interrupted?,
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
 impl Demo {
-    async fn play(&self) -> Result<Vec<String>, Failure> {
+    fn new(store: Arc<dyn Store>, url: String, is_shown: bool) -> Demo {
+        let held_for = if is_shown { Duration::from_secs(4) } else { Duration::ZERO };
+        Demo { store, url, started: std::time::Instant::now(), held_for }
+    }
+
+    /// Plays the story, in the dashboard too if an address is given.
+    async fn shown(&self, serve: Option<SocketAddr>) -> Result<Vec<String>, Failure> {
+        let Some(listen) = serve else { return Ok(self.play().await?.broken) };
+        let process = process_name(&format!("demo-{}", std::process::id()))?;
+        // The executors of the story write to the store themselves, and the one who listens for them is the sweeper.
+        let options = Options { sweep_interval: None, beacons: false, ..Options::new(listen, process) };
+        let server = lastbeat_server::serve(Arc::clone(&self.store), options).await?;
+        output::line(&format!("The dashboard shows it: http://{}\n", server.address))?;
+        let broken = self.play_until_seen().await;
+        server.stop().await;
+        broken
+    }
+
+    async fn play_until_seen(&self) -> Result<Vec<String>, Failure> {
+        let told = tokio::select! {
+            told = self.play() => told?,
+            seen = seen_enough() => {
+                seen?;
+                return Err(Failure::new("interrupted", "the story was not told to its end"));
+            }
+        };
+        output::line("\nThe story is told; the dashboard stays up until Ctrl-C.")?;
+        seen_enough().await?;
+        Ok(told.broken)
+    }
+
+    async fn play(&self) -> Result<Told, Failure> {
         output::line("Lastbeat, the whole story in under a minute. Five executors, each a real process.")?;
         output::line(&format!(
             "Windows are scaled down: beats every {INTERVAL} (30s), heartbeat window {WINDOW} (3m), coarse window {COARSE} (2h).\n"
@@ -109,15 +176,12 @@ impl Demo {
         run::execute(self.store.as_ref(), set).await?;
         let mut sweeper = self.sweeper()?;
         self.say("a sweeper starts in a process of its own")?;
-        let played = self.play_parts(&mut sweeper).await;
-        let _ = sweeper.kill();
-        let _ = sweeper.wait();
-        let (parts, mut broken) = played?;
+        let (parts, mut broken) = self.play_parts(&mut sweeper).await?;
         broken.extend(self.check(&parts).await?);
-        Ok(broken)
+        Ok(Told { broken, _parts: parts, _sweeper: sweeper })
     }
 
-    async fn play_parts(&self, sweeper: &mut Child) -> Result<(Vec<Part>, Vec<String>), Failure> {
+    async fn play_parts(&self, sweeper: &mut Sweeping) -> Result<(Vec<Part>, Vec<String>), Failure> {
         let parts = self.act().await?;
         let mut broken = Vec::new();
         if let Some(long) = parts.iter().find(|part| part.name == "long-liver") {
@@ -127,20 +191,20 @@ impl Demo {
         Ok((parts, broken))
     }
 
-    fn sweeper(&self) -> Result<Child, Failure> {
-        Ok(self.lastbeat(&["sweep", "--interval", "200ms"]).stdout(Stdio::null()).spawn()?)
+    fn sweeper(&self) -> Result<Sweeping, Failure> {
+        Ok(Sweeping(self.lastbeat(&["sweep", "--interval", "200ms"]).stdout(Stdio::null()).spawn()?))
     }
 
     /// The sweeper is killed and the executor stands still, for longer than the window: as when a laptop is closed.
-    async fn sleep_of_the_host(&self, sweeper: &mut Child, long: &Part) -> Result<Vec<String>, Failure> {
+    async fn sleep_of_the_host(&self, sweeper: &mut Sweeping, long: &Part) -> Result<Vec<String>, Failure> {
         let Some(run) = long.run else { return Ok(Vec::new()) };
         let beats = self.judged(run).await?.run.beats;
         self.until("the long-liver has just beaten", run, |judged| judged.run.beats > beats).await?;
         // A moment later its transaction is over for sure; it must not be stopped while it holds the file.
         tokio::time::sleep(Duration::from_millis(100)).await;
         signal(&long.child, Signal::STOP);
-        sweeper.kill()?;
-        sweeper.wait()?;
+        sweeper.0.kill()?;
+        sweeper.0.wait()?;
         let asleep = WINDOW.times(2);
         self.say(&format!(
             "the host sleeps: sweeper killed, long-liver stopped, for {asleep} (the window is {WINDOW})"
@@ -203,6 +267,7 @@ impl Demo {
         self.until_all(&filter, "all have lapsed", |judged| judged.verdict.is_lapsed(), 8).await?;
         let reaped = self.store.count(&lane).await?.get(&Status::TimedOut).copied().unwrap_or(0);
         self.say(&format!("all eight have lapsed, the lane is held, {reaped} were reaped: that may be our fault"))?;
+        tokio::time::sleep(self.held_for).await;
         let (by, reason) = (run::person()?, Some("the power is really gone".to_owned()));
         run::execute(self.store.as_ref(), Decision::ReleaseHold { lane, by, reason }).await?;
         self.say("a person looks, and releases the hold; they are reaped at four a second")?;

@@ -91,8 +91,8 @@ async fn dispatch(cli: Cli, target: Target) -> Result<ExitCode, Failure> {
             house::migrate(target.database("migrate")?, &arguments, output).await?;
             Ok(ExitCode::SUCCESS)
         }
-        Command::Demo { keep } => {
-            let broken = demo::demo(target.database("demo")?, keep).await?;
+        Command::Demo { keep, serve } => {
+            let broken = demo::demo(target.database("demo")?, keep, serve).await?;
             if broken.is_empty() {
                 output::line("\nEvery claim of the story held.")?;
                 return Ok(ExitCode::SUCCESS);

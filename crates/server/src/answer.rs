@@ -61,8 +61,9 @@ fn problem_of(response: &Response, method: &Method, path: &str) -> Option<Proble
     if !(status.is_client_error() || status.is_server_error()) {
         return None;
     }
-    // A document of our own says it better; what has another body comes from the framework.
-    let is_ours = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    // A document or a page of our own says it better; what has another body comes from the framework.
+    let kind = response.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let is_ours = kind == "application/json" || kind.starts_with("text/html");
     if is_ours && response.body().size_hint().lower() > 0 {
         return None;
     }

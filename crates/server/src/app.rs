@@ -9,6 +9,7 @@ use lastbeat_store::{ServiceLog, Store, StoreError};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use crate::dashboard::Kept;
 use crate::health::Readiness;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
@@ -64,6 +65,8 @@ pub(crate) struct Shared {
     pub(crate) beats: Semaphore,
     /// Whether the store could carry anything out when it was last asked, and when that was.
     pub(crate) readiness: Arc<tokio::sync::Mutex<Option<(Instant, Readiness)>>>,
+    /// What the dashboard shows first, as it was last gathered.
+    pub(crate) gathered: Kept,
     /// Heartbeats that were turned away since the last beacon.
     shed: AtomicU64,
     /// The service log as it was last read.
@@ -95,6 +98,7 @@ impl App {
             metrics: Metrics::new(),
             openapi: openapi_json().into(),
             readiness: Arc::default(),
+            gathered: Kept::default(),
             shed: AtomicU64::new(0),
             refreshed: tokio::sync::Mutex::new(Instant::now()),
             service,

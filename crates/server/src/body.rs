@@ -58,6 +58,21 @@ impl<T: DeserializeOwned> FromRequest<App> for Batch<T> {
     }
 }
 
+/// The body of a form, as it came.
+pub(crate) struct FormBytes(pub(crate) Bytes);
+
+impl FromRequest<App> for FormBytes {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, app: &App) -> Result<FormBytes, Problem> {
+        let is_form = media_type(request.headers()) == "application/x-www-form-urlencoded";
+        let bytes = read(request.into_body(), app.limits.body_bytes, app.limits.body_time).await?;
+        let detail = "the body must be a form: send `content-type: application/x-www-form-urlencoded`";
+        let unsupported = || Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail);
+        if is_form { Ok(FormBytes(bytes)) } else { Err(unsupported()) }
+    }
+}
+
 async fn json_bytes(request: Request, limit: usize, time: Duration) -> Result<Bytes, Problem> {
     let is_json = is_json(request.headers());
     let bytes = read(request.into_body(), limit, time).await?;
@@ -69,9 +84,13 @@ fn unsupported() -> Problem {
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+fn media_type(headers: &HeaderMap) -> String {
     let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
-    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = media_type(headers);
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }
 

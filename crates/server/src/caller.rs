@@ -51,7 +51,15 @@ impl Caller {
     /// # Errors
     /// 401 if a token is needed and none is sent, or none that admits anybody.
     pub(crate) async fn of(app: &App, headers: &HeaderMap) -> Result<Caller, Problem> {
-        let presented = bearer(headers);
+        Caller::presenting(app, headers, None).await
+    }
+
+    /// The same of a request that may carry its token elsewhere than in its header, which goes before.
+    ///
+    /// # Errors
+    /// As [`Self::of`].
+    pub(crate) async fn presenting(app: &App, headers: &HeaderMap, token: Option<&str>) -> Result<Caller, Problem> {
+        let presented = bearer(headers).or(token);
         if app.is_open() && presented.is_none() {
             return if is_from_here(headers) { Caller::open() } else { Err(from_elsewhere()) };
         }
@@ -88,6 +96,11 @@ impl Caller {
     /// Returns an idempotency key of this caller.
     pub(crate) fn idempotency_key(&self, key: Name) -> IdempotencyKey {
         IdempotencyKey { scope: self.0.scope.clone(), key }
+    }
+
+    /// Returns what its token is for; `None` where there are no tokens.
+    pub(crate) fn role(&self) -> Option<Role> {
+        self.0.grant.as_ref().map(|grant| grant.role)
     }
 
     /// Returns the executor that it speaks for, if it is bound to one.

@@ -224,12 +224,17 @@ fn begin(headers: &HeaderMap, after: Option<&String>) -> Result<u64, Problem> {
     }
 }
 
-fn permit(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+/// Takes one of the places that streams have.
+///
+/// # Errors
+/// 503 if all are taken.
+pub(crate) fn permit(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
     let permit = std::sync::Arc::clone(&app.streams).try_acquire_owned();
     permit.map_err(|_| Problem::unavailable("overloaded", "too many streams are open; try again").after(5))
 }
 
-fn streamed(receiver: mpsc::Receiver<Event>) -> Response {
+/// Answers with the events that a task sends.
+pub(crate) fn streamed(receiver: mpsc::Receiver<Event>) -> Response {
     let events = stream::unfold(receiver, |mut receiver| async move {
         let event = receiver.recv().await?;
         Some((Ok::<_, Infallible>(event), receiver))
@@ -336,7 +341,7 @@ async fn follow_run(
 }
 
 /// Sends an event; false if nobody reads any more, the reader's token admits nobody any more, or the server stops.
-async fn send(app: &App, caller: &Caller, events: &mpsc::Sender<Event>, event: Event) -> bool {
+pub(crate) async fn send(app: &App, caller: &Caller, events: &mpsc::Sender<Event>, event: Event) -> bool {
     tokio::select! {
         place = events.reserve() => match place {
             // After the wait: a slow reader may have made it long.
@@ -352,7 +357,12 @@ async fn send(app: &App, caller: &Caller, events: &mpsc::Sender<Event>, event: E
 }
 
 /// Waits for something; false if nobody reads any more, the reader's token admits nobody any more, or the server stops.
-async fn wait(app: &App, caller: &Caller, events: &mpsc::Sender<Event>, until: impl Future<Output = ()>) -> bool {
+pub(crate) async fn wait(
+    app: &App,
+    caller: &Caller,
+    events: &mpsc::Sender<Event>,
+    until: impl Future<Output = ()>,
+) -> bool {
     tokio::select! {
         () = until => true,
         () = events.closed() => false,

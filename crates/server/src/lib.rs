@@ -1,4 +1,4 @@
-//! The HTTP API of Lastbeat: any executor in any language, and nobody else.
+//! The HTTP API of Lastbeat: any executor in any language, and nobody else; and the dashboard, for people.
 //!
 //! [`serve`] takes a store and answers for it: runs, claims, heartbeats, verdicts. Nothing is decided here. Writes go
 //! through [`Store::execute`](lastbeat_store::Store::execute), answers about runs through
@@ -21,6 +21,7 @@ mod compaction;
 pub mod config;
 mod connections;
 mod cursor;
+mod dashboard;
 mod events;
 mod executors;
 mod gate;

@@ -7,10 +7,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lastbeat_domain::event::{ServiceEvent, Signal};
-use lastbeat_domain::{Name, RefusalCode, Span, Status};
+use lastbeat_domain::{Name, RefusalCode, Span, Status, Timestamp};
 use lastbeat_store::compact::CompactionReport;
 use lastbeat_store::{CommandError, Commit, Noted, Observer, Outcome, ReapCount, ReapTally, Store, StoreError};
 use lastbeat_sweeper::SweepReport;
@@ -24,6 +24,10 @@ use prometheus_client::registry::{Metric, Registry};
 
 /// How often runs are counted.
 pub const COUNT_INTERVAL: Duration = Duration::from_secs(15);
+/// How often at the most, while somebody looks.
+const COUNT_PAUSE_MIN: Duration = Duration::from_millis(900);
+/// Which part of the time is spent on it at the most while somebody looks: one in so many.
+const COUNT_SHARE: u32 = 20;
 /// The type of what [`Metrics::encode`] returns.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// How many lanes have figures of their own. Whoever may make runs may name lanes, and each name is memory.
@@ -78,9 +82,22 @@ struct OfCause {
     cause: &'static str,
 }
 
+/// How many runs of each status each lane had.
+#[derive(Clone, Debug)]
+pub(crate) struct Counted {
+    /// When they had been counted.
+    at: Instant,
+    /// How long that took.
+    took: Duration,
+    /// For each lane, for each status.
+    pub(crate) lanes: BTreeMap<Name, BTreeMap<Status, u64>>,
+}
+
 /// The figures of a process.
 pub struct Metrics {
     registry: Registry,
+    /// The runs as they were last counted.
+    counted: Mutex<Option<Arc<Counted>>>,
     /// The lanes that have figures of their own.
     lanes: Mutex<BTreeSet<Name>>,
     runs: Family<OfStatus, Gauge>,
@@ -121,6 +138,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let seconds = || Histogram::new(SECONDS);
         let metrics = Metrics {
+            counted: Mutex::default(),
             lanes: Mutex::default(),
             runs: register(&mut registry, "lastbeat_runs", "Runs, counted each 15 s", Family::default()),
             reaped: register(&mut registry, "lastbeat_reaped", "Runs reaped by this process", Family::default()),
@@ -289,11 +307,43 @@ impl Metrics {
         }
     }
 
-    async fn count(&self, store: &dyn Store) -> Result<(), StoreError> {
-        let mut counts: BTreeMap<(String, Status), u64> = BTreeMap::new();
+    /// Returns how many runs there are, counted lately: the longer that takes, the longer ago it may be, and no longer
+    /// than [`COUNT_INTERVAL`].
+    pub(crate) async fn counts(&self, store: &dyn Store) -> Result<Arc<Counted>, StoreError> {
+        let known = self.counted.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_fresh = |counted: &Counted| {
+            let fresh_for = (counted.took * COUNT_SHARE).clamp(COUNT_PAUSE_MIN, COUNT_INTERVAL);
+            !counted.lanes.is_empty() && counted.at.elapsed() < fresh_for
+        };
+        match known.filter(|counted| is_fresh(counted)) {
+            Some(counted) => Ok(counted),
+            None => self.count_lanes(store).await,
+        }
+    }
+
+    async fn count_lanes(&self, store: &dyn Store) -> Result<Arc<Counted>, StoreError> {
+        let (started, mut lanes) = (Instant::now(), BTreeMap::new());
         for lane in store.lanes().await? {
             let found = store.count(&lane).await?;
-            let label = self.lane(&lane);
+            lanes.insert(lane, found);
+        }
+        let counted = Arc::new(Counted { at: Instant::now(), took: started.elapsed(), lanes });
+        *self.counted.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&counted));
+        Ok(counted)
+    }
+
+    /// Returns when the last pass of this process's sweeper ended, in log time; `None` before the first one.
+    pub(crate) fn last_sweep(&self) -> Option<Timestamp> {
+        #[allow(clippy::cast_possible_truncation)] // To the microsecond until the year 2255.
+        let micros = (self.sweep_last_success.get() * 1e6) as i64;
+        (micros > 0).then(|| Timestamp::from_micros(micros))
+    }
+
+    async fn count(&self, store: &dyn Store) -> Result<(), StoreError> {
+        let mut counts: BTreeMap<(String, Status), u64> = BTreeMap::new();
+        let counted = self.count_lanes(store).await?;
+        for (lane, found) in &counted.lanes {
+            let label = self.lane(lane);
             for status in Status::ALL {
                 *counts.entry((label.clone(), status)).or_default() += found.get(&status).copied().unwrap_or(0);
             }

@@ -10,7 +10,8 @@ use utoipa_axum::routes;
 use crate::answer::{answer, panicked, unknown_path};
 use crate::app::App;
 use crate::{
-    backtest, claims, events, executors, gate, goals, health, heartbeats, lanes, openapi, reports, runs, tokens,
+    backtest, claims, dashboard, events, executors, gate, goals, health, heartbeats, lanes, openapi, reports, runs,
+    tokens,
 };
 
 /// The routes of heartbeats.
@@ -77,6 +78,7 @@ pub(crate) fn router(app: &App) -> Router {
         .route("/docs/page.js", get(openapi::script))
         .route("/docs/page.css", get(openapi::style))
         .merge(admitted)
+        .merge(dashboard::routes(app))
         .fallback(unknown_path)
         .with_state(app.clone())
         .layer(CatchPanicLayer::custom(panicked))

@@ -35,6 +35,9 @@ pub struct Options {
     pub sweep_interval: Option<Span>,
     /// When heartbeats are compacted; `None`: this server does not do it.
     pub compaction: Option<Compaction>,
+    /// Whether it says that executors can be heard through it. Not so beside a store to which they write themselves: then
+    /// it is for looking alone, and it is others who listen.
+    pub beacons: bool,
     /// Who is told of each reap.
     pub on_reap: Option<HookOptions>,
     /// What it puts up with.
@@ -46,7 +49,7 @@ impl Options {
     pub fn new(listen: SocketAddr, process: Name) -> Options {
         let (sweep_interval, limits) = (Some(Span::from_seconds(1)), Limits::default());
         let compaction = Some(Compaction::default());
-        Options { listen, process, sweep_interval, compaction, on_reap: None, limits }
+        Options { listen, process, sweep_interval, compaction, beacons: true, on_reap: None, limits }
     }
 }
 
@@ -82,7 +85,8 @@ pub struct Server {
     /// Whether everybody who reaches it may do everything, since no token was ever made.
     pub is_open: bool,
     app: App,
-    process: Name,
+    /// As what it beacons, if it does.
+    process: Option<Name>,
     stop: watch::Sender<bool>,
     listening: JoinHandle<()>,
     beside: Vec<JoinHandle<()>>,
@@ -103,7 +107,9 @@ impl Server {
                 tracing::error!(%error, "a part of the server did not end as it should");
             }
         }
-        beacons::last(&self.app, &self.process).await;
+        if let Some(process) = &self.process {
+            beacons::last(&self.app, process).await;
+        }
     }
 }
 
@@ -112,7 +118,7 @@ impl Server {
 /// # Errors
 /// If the address cannot be listened on or is not for a server without tokens, or the store fails.
 pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, ServeError> {
-    let Options { listen, process, sweep_interval, compaction, on_reap, limits } = options;
+    let Options { listen, process, sweep_interval, compaction, beacons, on_reap, limits } = options;
     let (stop, shutdown) = Shutdown::channel();
     let app = App::new(Arc::clone(&store), limits, shutdown.clone()).await?;
     let is_open = app.is_open();
@@ -130,8 +136,10 @@ pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, Se
         tokio::spawn(count(app.clone())),
         tokio::spawn(refresh(app.clone())),
         tokio::spawn(watch_log(app.clone())),
-        tokio::spawn(beacons::beacon(app.clone(), process.clone(), address)),
     ];
+    if beacons {
+        beside.push(tokio::spawn(beacons::beacon(app.clone(), process.clone(), address)));
+    }
     if let Some(hook) = hook {
         beside.push(tokio::spawn(async move { hook.run(shutdown.begins()).await }));
     }
@@ -141,6 +149,7 @@ pub async fn serve(store: Arc<dyn Store>, options: Options) -> Result<Server, Se
     if let Some(compaction) = compaction {
         beside.push(tokio::spawn(compaction::compact(app.clone(), compaction)));
     }
+    let process = beacons.then_some(process);
     Ok(Server { address, is_open, app, process, stop, listening, beside })
 }
 

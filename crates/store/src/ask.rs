@@ -8,7 +8,7 @@ use lastbeat_domain::{Life, Liveness, Name, Run, RunId, Status, Timestamp, Verdi
 
 use crate::error::StoreError;
 use crate::record::{Stored, take_in};
-use crate::{Filter, Judged, Store};
+use crate::{Filter, Judged, ServiceLog, Store};
 
 /// How many facts are read of a stream at a time.
 const PAGE_FACTS: usize = 10_000;
@@ -162,9 +162,7 @@ pub async fn list_where(
         after = found.last().map(|run| run.id).or(after);
         examined += found.len();
         for run in found {
-            let at = at.max(run.updated_at);
-            let (policy, listening) = (service.policy(&run.lane, at), Arc::new(service.listening(at)));
-            let judged = Judged::new(run, policy, listening, at);
+            let judged = judged_by(run, &service, at);
             if keep(&judged) {
                 runs.push(judged);
             }
@@ -181,6 +179,58 @@ pub async fn list_where(
             return Ok(Page { runs, next: after });
         }
     }
+}
+
+/// Returns the newest runs, at most `limit`, judged at the log's now. It reads no more than those.
+///
+/// # Errors
+/// If the store fails.
+pub async fn newest(store: &dyn Store, filter: &Filter, limit: usize) -> Result<Vec<Judged>, StoreError> {
+    let (at, service) = (store.now().await?, store.service_log().await?);
+    let runs = store.list(filter, None, limit).await?;
+    Ok(runs.into_iter().map(|run| judged_by(run, &service, at)).collect())
+}
+
+/// Returns the running runs of a lane judged at the log's now, of more than `limit` a random choice; and how many there
+/// are.
+///
+/// # Errors
+/// If the store fails.
+pub async fn running(store: &dyn Store, lane: &Name, limit: usize) -> Result<(Vec<Judged>, u64), StoreError> {
+    let sample = store.running(lane, limit).await?;
+    let (at, service) = (store.now().await?, store.service_log().await?);
+    Ok((sample.runs.into_iter().map(|run| judged_by(run, &service, at)).collect(), sample.of))
+}
+
+/// The runs that may lapse next.
+#[derive(Clone, Debug)]
+pub struct Soonest {
+    /// The runs that lapse if nothing more is heard of them, judged at the log's now, the soonest first.
+    pub runs: Vec<Judged>,
+    /// Up to which log time they are all there; `None`: all runs that may lapse are there. Lapsed runs that may not be
+    /// reaped are put off, and need not be among them.
+    pub through: Option<Timestamp>,
+}
+
+/// Returns those of the `limit` runs that a sweeper looks at next which may lapse. It never looks at a run later than
+/// that lapses, so those that lapse next are among them.
+///
+/// # Errors
+/// If the store fails.
+pub async fn soonest(store: &dyn Store, limit: usize) -> Result<Soonest, StoreError> {
+    let due = store.due(Timestamp::MAX, limit).await?;
+    let (at, service) = (store.now().await?, store.service_log().await?);
+    let through = due.last().filter(|_| due.len() >= limit).map(|last| last.check_at);
+    let judged = due.into_iter().map(|due| judged_by(due.judged.run, &service, at));
+    let mut runs: Vec<Judged> = judged.filter(|judged| judged.verdict.lapses_at().is_some()).collect();
+    runs.sort_by_key(|judged| judged.verdict.lapses_at());
+    Ok(Soonest { runs, through })
+}
+
+fn judged_by(run: Run, service: &ServiceLog, at: Timestamp) -> Judged {
+    let at = at.max(run.updated_at);
+    let (policy, listening) = (service.policy(&run.lane, at), Arc::new(service.listening(at)));
+    Judged::new(run, policy, listening, at)
 }
 
 /// Returns the open runs of a lane that would lapse at once under other terms, and have not lapsed under its own.

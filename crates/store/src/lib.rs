@@ -31,6 +31,7 @@ mod replay;
 pub mod secret;
 mod service;
 pub mod sqlite;
+mod timeline;
 mod truth;
 mod verify;
 
@@ -59,6 +60,7 @@ pub use reaps::{ReapCount, ReapKind, ReapTally};
 pub use record::{Stored, UnknownFact, fold, take_in};
 pub use replay::{Replay, Stretch, replay};
 pub use service::{LaneHold, ServiceLog};
+pub use timeline::{Silence, Timeline, timeline};
 pub use verify::{Damage, DamageKind, RebuildReport, VerifyReport};
 
 /// A run judged at an instant, with what it was judged by.

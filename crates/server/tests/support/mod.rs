@@ -55,6 +55,13 @@ impl Api {
         Api { server, store, client: client() }
     }
 
+    /// The same with a server that does not sweep.
+    pub(crate) async fn without_sweeper(place: &Place) -> Api {
+        let store = place.store("a").await;
+        let server = serve(Arc::clone(&store), Options { sweep_interval: None, ..options() }).await.unwrap();
+        Api { server, store, client: client() }
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.server.address)
     }

@@ -1,0 +1,264 @@
+//! What the overview shows, gathered with a bounded number of questions whose size is bounded too.
+//!
+//! How many runs a lane has is counted by the task that counts for the metrics. How many of those are alive is a verdict
+//! on each, so in a large lane it is told from a sample, and the page says so. What may lapse next stands at the head of
+//! the sweeper's index. For those who see everything it is gathered once for all who look, and the longer that takes, the
+//! longer it is shown again: looking takes a share of the store that does not grow with the number of those who look.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use lastbeat_domain::access::Action;
+use lastbeat_domain::listening::{Beacon, DeafSpan};
+use lastbeat_domain::{Liveness, Name, RunEvent, Status, Timestamp};
+use lastbeat_store::{FeedFact, Filter, Judged, ReapCount, ReapTally, Stored, ask};
+use lastbeat_wire::{HoldDocument, answers};
+use tokio::time::Instant;
+
+use crate::app::App;
+use crate::caller::Caller;
+use crate::gate::place;
+use crate::problem::Problem;
+
+/// How many running runs of a lane are judged to tell how many are alive.
+const SAMPLE_RUNS: usize = 300;
+/// How many lanes are told of.
+pub(super) const LANES_MAX: usize = 50;
+/// How many of the runs are looked at that a sweeper looks at next.
+const SOON_EXAMINED: usize = 400;
+/// How many of the newest runs are looked at for their goals.
+const NEWEST_RUNS: usize = 200;
+/// How many goals are told of.
+const GOALS_MAX: usize = 20;
+/// How many of a goal's open runs are looked at.
+pub(super) const GOAL_RUNS: usize = 50;
+/// How many facts of the feed are read at a time, for the reaps among them.
+const FEED_FACTS: usize = 2_000;
+/// How many reaps are told of.
+const REAPS_MAX: usize = 12;
+/// How long it is shown again at least.
+const FRESH_FOR: Duration = Duration::from_millis(700);
+/// Which part of the time is spent on gathering at the most: one in so many.
+const SHARE: u32 = 10;
+
+/// How a lane stands now. The numbers of live, quiet, presumed and lapsed runs may be estimated.
+#[derive(Clone, Debug)]
+pub(super) struct LaneNow {
+    pub(super) lane: Name,
+    pub(super) waiting: u64,
+    pub(super) in_flight: u64,
+    pub(super) verdicts: BTreeMap<Liveness, u64>,
+    pub(super) is_estimate: bool,
+    pub(super) reaped: u64,
+    /// How often its reaps were wrong.
+    pub(super) rate: ReapCount,
+}
+
+/// How a goal stands now, by its newest open runs and its latest run.
+#[derive(Clone, Debug)]
+pub(super) struct GoalNow {
+    pub(super) goal: Name,
+    pub(super) open: BTreeMap<Liveness, usize>,
+    pub(super) more: bool,
+    /// The run that makes the goal stand as it does: one that is believed, or else the latest.
+    pub(super) telling: Option<Judged>,
+}
+
+/// A reap, as the feed told of it.
+#[derive(Clone, Debug)]
+pub(super) struct ReapNow {
+    pub(super) at: Timestamp,
+    pub(super) run: lastbeat_domain::RunId,
+    pub(super) rule: lastbeat_domain::Rule,
+    pub(super) message: String,
+    pub(super) spoke_since: bool,
+}
+
+/// What the overview shows.
+#[derive(Clone, Debug)]
+pub(super) struct Gathered {
+    pub(super) at: Timestamp,
+    pub(super) lanes: Vec<LaneNow>,
+    pub(super) more_lanes: usize,
+    pub(super) goals: Vec<GoalNow>,
+    pub(super) soon: ask::Soonest,
+    pub(super) reaps: Vec<ReapNow>,
+    pub(super) holds: Vec<HoldDocument>,
+    pub(super) deaf: Vec<DeafSpan>,
+    pub(super) deaf_since: Option<Timestamp>,
+    pub(super) beacons: Vec<Beacon>,
+    pub(super) last_sweep: Option<Timestamp>,
+    pub(super) clock_back: Option<Timestamp>,
+}
+
+/// What was gathered for those who see everything, and how far the feed was read for reaps.
+#[derive(Default)]
+pub(crate) struct Kept(Arc<tokio::sync::Mutex<Memory>>);
+
+#[derive(Default)]
+struct Memory {
+    last: Option<(Instant, Duration, Arc<Gathered>)>,
+    through: u64,
+    reaps: VecDeque<ReapNow>,
+}
+
+/// Gathers what the overview shows a caller.
+///
+/// # Errors
+/// If the store fails, or too much is asked of it.
+pub(super) async fn gather(app: &App, caller: &Caller) -> Result<Arc<Gathered>, Problem> {
+    let mut memory = Arc::clone(&app.gathered.0).lock_owned().await;
+    let sees_all = caller.may_always(Action::SeeRun) && caller.may_always(Action::SeeLane);
+    if let Some((at, took, gathered)) = &memory.last
+        && sees_all
+        && at.elapsed() < (*took * SHARE).max(FRESH_FOR)
+    {
+        return Ok(Arc::clone(gathered));
+    }
+    let _place = place(&app.searches).await?;
+    let started = Instant::now();
+    read_reaps(app, &mut memory).await?;
+    let gathered = Arc::new(asked(app, caller, &memory.reaps).await?);
+    if sees_all {
+        memory.last = Some((Instant::now(), started.elapsed(), Arc::clone(&gathered)));
+    }
+    Ok(gathered)
+}
+
+async fn asked(app: &App, caller: &Caller, reaps: &VecDeque<ReapNow>) -> Result<Gathered, Problem> {
+    let store = app.store();
+    let counted = app.metrics.counts(store).await?;
+    let seen = |lane: &Name| caller.check_lane(Action::SeeLane, lane).is_ok();
+    let tally = store.reap_tally().await?;
+    let mut lanes = Vec::new();
+    for (lane, counts) in counted.lanes.iter().filter(|(lane, _)| seen(lane)).take(LANES_MAX) {
+        lanes.push(lane_now(app, lane, counts, &tally).await?);
+    }
+    let more_lanes = counted.lanes.keys().filter(|lane| seen(lane)).count().saturating_sub(lanes.len());
+    let mut soon = ask::soonest(store, SOON_EXAMINED).await?;
+    soon.runs.retain(|judged| caller.sees(&judged.run));
+    let mut named: BTreeSet<Name> = BTreeSet::new();
+    let mut goals = Vec::new();
+    let newest = ask::newest(store, &Filter::default(), NEWEST_RUNS).await?;
+    for judged in soon.runs.iter().take(NEWEST_RUNS).chain(&newest).filter(|judged| caller.sees(&judged.run)) {
+        if let Some(goal) = &judged.run.goal
+            && goals.len() < GOALS_MAX
+            && named.insert(goal.clone())
+        {
+            goals.push(goal_now(app, caller, goal).await?);
+        }
+    }
+    let (service, at) = (store.service_log().await?, store.now().await?);
+    let mut holds = answers::holds(store).await?.holds;
+    holds.retain(|hold| seen(&hold.lane));
+    let mut shown = Vec::new();
+    for reap in reaps {
+        if caller.may_always(Action::SeeRun) || store.run(reap.run).await?.is_some_and(|run| caller.sees(&run)) {
+            shown.push(reap.clone());
+        }
+    }
+    Ok(Gathered {
+        at,
+        lanes,
+        more_lanes,
+        goals,
+        soon,
+        reaps: shown,
+        holds,
+        deaf: service.deaf_spans().iter().rev().take(5).copied().collect(),
+        deaf_since: service.listening(at).deaf_since(),
+        beacons: service.beacons.clone(),
+        last_sweep: app.metrics.last_sweep(),
+        clock_back: service.clock_back.as_ref().map(|back| back.recorded_at),
+    })
+}
+
+async fn lane_now(
+    app: &App,
+    lane: &Name,
+    counts: &BTreeMap<Status, u64>,
+    tally: &ReapTally,
+) -> Result<LaneNow, Problem> {
+    let of = |status: Status| counts.get(&status).copied().unwrap_or(0);
+    let (claimed, running) = (of(Status::Claimed), of(Status::Running));
+    let mut now = LaneNow {
+        lane: lane.clone(),
+        waiting: of(Status::Pending),
+        in_flight: claimed + running,
+        verdicts: BTreeMap::new(),
+        is_estimate: false,
+        reaped: of(Status::TimedOut),
+        rate: tally.of_lane(lane).fold(ReapCount::default(), |sum, (_, count)| sum.plus(count)),
+    };
+    if claimed + running == 0 {
+        return Ok(now);
+    }
+    if running > 0 {
+        let (sample, of) = ask::running(app.store(), lane, SAMPLE_RUNS).await?;
+        now.add(&sample, of);
+    }
+    if claimed > 0 {
+        let filter = Filter { lane: Some(lane.clone()), statuses: vec![Status::Claimed], ..Filter::default() };
+        let sample = ask::newest(app.store(), &filter, SAMPLE_RUNS).await?;
+        let of = if sample.len() < SAMPLE_RUNS { sample.len() as u64 } else { claimed };
+        now.add(&sample, of);
+    }
+    now.in_flight = now.verdicts.values().sum();
+    Ok(now)
+}
+
+impl LaneNow {
+    /// Adds the verdicts on a sample of `of` runs.
+    fn add(&mut self, sample: &[Judged], of: u64) {
+        let mut found: BTreeMap<Liveness, u64> = BTreeMap::new();
+        for judged in sample {
+            *found.entry(judged.verdict.liveness).or_default() += 1;
+        }
+        self.is_estimate |= of > sample.len() as u64;
+        for (liveness, count) in found {
+            *self.verdicts.entry(liveness).or_default() += count * of / (sample.len() as u64).max(1);
+        }
+    }
+}
+
+/// Tells how a goal stands.
+pub(super) async fn goal_now(app: &App, caller: &Caller, goal: &Name) -> Result<GoalNow, Problem> {
+    let all = Filter { goal: Some(goal.clone()), ..Filter::default() };
+    let statuses = vec![Status::Pending, Status::Claimed, Status::Running];
+    let runs = ask::newest(app.store(), &Filter { statuses, ..all.clone() }, GOAL_RUNS).await?;
+    let more = runs.len() == GOAL_RUNS;
+    let runs: Vec<Judged> = runs.into_iter().filter(|judged| caller.sees(&judged.run)).collect();
+    let mut open: BTreeMap<Liveness, usize> = BTreeMap::new();
+    for judged in &runs {
+        *open.entry(judged.verdict.liveness).or_default() += 1;
+    }
+    let believed = runs.iter().find(|judged| judged.verdict.liveness.counts_as_running());
+    let mut telling = believed.or(runs.first()).cloned();
+    if telling.is_none() {
+        telling = ask::newest(app.store(), &all, 1).await?.pop().filter(|judged| caller.sees(&judged.run));
+    }
+    Ok(GoalNow { goal: goal.clone(), open, more, telling })
+}
+
+/// Reads what came to the feed since the last time, at most its last facts, for the reaps among it.
+async fn read_reaps(app: &App, memory: &mut Memory) -> Result<(), Problem> {
+    let end = app.store().log_end().await?;
+    let after = memory.through.max(end.saturating_sub(FEED_FACTS as u64));
+    for entry in app.store().feed(after, FEED_FACTS).await? {
+        memory.through = entry.position;
+        let FeedFact::Run(Stored::Known(fact)) = entry.fact else { continue };
+        match fact.event {
+            RunEvent::TimedOut { rule, message, .. } => {
+                let (at, run) = (fact.recorded_at, fact.run);
+                memory.reaps.push_front(ReapNow { at, run, rule, message, spoke_since: false });
+                memory.reaps.truncate(REAPS_MAX);
+            }
+            RunEvent::LateSignal { .. } => {
+                memory.reaps.iter_mut().filter(|reap| reap.run == fact.run).for_each(|reap| reap.spoke_since = true);
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}

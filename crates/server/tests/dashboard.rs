@@ -1,0 +1,222 @@
+//! The dashboard over HTTP: who gets in, whose forms are taken, and with which headers pages are sent.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use lastbeat_domain::decide::Command;
+use lastbeat_domain::hold::Census;
+use lastbeat_testkit::{Backend, Place, name};
+use serde_json::json;
+use support::{Api, Said, said};
+
+const NOW: &str = "2026-05-04T00:00:00Z";
+const PAGES: [&str; 5] = ["/", "/goals", "/runs", "/lanes", "/executors"];
+
+/// Asks as a browser does that follows no redirect, with cookies (none: "") and other headers.
+async fn asked(api: &Api, path: &str, cookies: &str, headers: &[(&str, &str)]) -> Said {
+    sent(api, "GET", path, cookies, headers, None).await
+}
+
+async fn sent(
+    api: &Api,
+    method: &str,
+    path: &str,
+    cookies: &str,
+    headers: &[(&str, &str)],
+    form: Option<String>,
+) -> Said {
+    let client = reqwest::Client::builder().redirect(reqwest::redirect::Policy::none()).build().unwrap();
+    let mut request = client.request(method.parse().unwrap(), api.url(path)).header("cookie", cookies);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    if let Some(form) = form {
+        request = request.header("content-type", "application/x-www-form-urlencoded").body(form);
+    }
+    said(request).await
+}
+
+/// The cookie that an answer sets, with what it says of it.
+fn cookie(said: &Said) -> String {
+    said.headers["set-cookie"].to_str().unwrap().to_owned()
+}
+
+fn first(cookie: &str) -> &str {
+    cookie.split(';').next().unwrap()
+}
+
+/// The token of the form in a page.
+fn csrf(said: &Said) -> String {
+    let (_, rest) = said.text.split_once(r#"name="csrf" value=""#).unwrap();
+    rest.split('"').next().unwrap().to_owned()
+}
+
+async fn signed_in(api: &Api, token: &str) -> String {
+    let page = asked(api, "/sign-in", "", &[]).await;
+    let form = format!("csrf={}&token={token}&next=/runs", csrf(&page));
+    let answer = sent(api, "POST", "/sign-in", first(&cookie(&page)), &[], Some(form)).await;
+    assert_eq!((answer.status, answer.headers["location"].to_str().unwrap()), (303, "/runs"), "{answer:?}");
+    let set = cookie(&answer);
+    assert!(set.contains("HttpOnly") && set.contains("SameSite=Lax") && !set.contains("Secure"), "{set}");
+    first(&set).to_owned()
+}
+
+#[tokio::test]
+async fn every_page_is_sent_with_a_policy_that_lets_nothing_foreign_in() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let place = Place::on(backend, NOW);
+        let api = Api::at(&place).await;
+        let (run, _) = api.claimed("", "alpha", "worker").await;
+        let run = format!("/runs/{run}");
+        for path in PAGES.into_iter().chain([
+            run.as_str(),
+            "/lanes/alpha",
+            "/lanes/alpha/backtest?windows=90s,3m",
+            "/runs/nothing",
+        ]) {
+            let said = asked(&api, path, "", &[]).await;
+            let expected = if path == "/runs/nothing" { 404 } else { 200 };
+            assert_eq!(said.status, expected, "{path}: {}", said.text);
+            let policy = said.headers["content-security-policy"].to_str().unwrap();
+            assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{path}: {policy}");
+            assert!(said.headers["content-type"].to_str().unwrap().starts_with("text/html"), "{path}");
+            for foreign in [" style=", "<style", "onclick", "http://", "https://", "javascript:"] {
+                let text = said.text.replace("http://127.0.0.1:7171", "");
+                assert!(!text.contains(foreign), "{path} has {foreign}");
+            }
+        }
+        api.server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn with_tokens_a_browser_signs_in_and_the_api_takes_no_cookie() {
+    let place = Place::at(NOW);
+    let api = Api::at(&place).await;
+    let admin = api.token("", json!({"name": "ada", "role": "admin"})).await;
+    let refused = asked(&api, "/runs?lane=a%20b", "", &[]).await;
+    assert_eq!(
+        (refused.status, refused.headers["location"].to_str().unwrap()),
+        (303, "/sign-in?next=%2Fruns%3Flane%3Da%2520b")
+    );
+    let session = signed_in(&api, &admin).await;
+    for path in PAGES {
+        assert_eq!(asked(&api, path, &session, &[]).await.status, 200, "{path}");
+    }
+    assert_eq!(asked(&api, "/v1/runs", &session, &[]).await.status, 401);
+    // Behind a proxy that speaks TLS the cookie is for TLS alone, and nobody is sent to another server.
+    let page = asked(&api, "/sign-in?next=//evil.example/", "", &[]).await;
+    let form = format!("csrf={}&token={admin}&next=//evil.example/", csrf(&page));
+    let host = format!("https://{}", api.server.address);
+    let answer = sent(&api, "POST", "/sign-in", first(&cookie(&page)), &[("origin", &host)], Some(form)).await;
+    assert_eq!((answer.status, answer.headers["location"].to_str().unwrap()), (303, "/"));
+    assert!(cookie(&answer).ends_with("; Secure"));
+    // A token that is revoked ends the session.
+    let tokens = api.call(&admin, "GET", "/v1/tokens", serde_json::Value::Null).await;
+    let id = tokens.json["tokens"][0]["id"].as_str().unwrap().to_owned();
+    api.call(&admin, "DELETE", &format!("/v1/tokens/{id}"), serde_json::Value::Null).await;
+    assert_eq!(asked(&api, "/", &session, &[]).await.status, 303);
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_form_that_was_not_made_here_changes_nothing() {
+    let place = Place::at(NOW);
+    let api = Api::at(&place).await;
+    let (run, _) = api.claimed("", "alpha", "worker").await;
+    let (page, path) = (format!("/runs/{run}"), format!("/runs/{run}/cancel"));
+    // Open, on this machine: a page from elsewhere has neither the cookie nor what was made of it.
+    let shown = asked(&api, &page, "", &[]).await;
+    let (form, token) = (first(&cookie(&shown)).to_owned(), csrf(&shown));
+    let good = format!("csrf={token}&reason=because");
+    let own = format!("http://{}", api.server.address);
+    let refused = [
+        ("", own.as_str(), good.clone()),
+        ("lastbeat_form=0123456789012345678901234567890123456789", own.as_str(), good.clone()),
+        (form.as_str(), own.as_str(), "reason=because".to_owned()),
+        (form.as_str(), "http://evil.example", good.clone()),
+        (form.as_str(), "null", good.clone()),
+    ];
+    for (cookies, origin, body) in refused {
+        let said = sent(&api, "POST", &path, cookies, &[("origin", origin)], Some(body)).await;
+        assert_eq!(said.status, 403, "{cookies} {origin}: {}", said.text);
+    }
+    // A name that somebody lets lead here is not ours.
+    assert_eq!(asked(&api, "/", "", &[("host", "evil.example")]).await.status, 403);
+    assert!(api.get(&format!("/v1/runs/{run}")).await.json["cancel_requested"].is_null());
+    // And without a reason nothing is done either.
+    let empty = sent(&api, "POST", &path, &form, &[("origin", &own)], Some(format!("csrf={token}&reason=+"))).await;
+    assert_eq!(empty.status, 422, "{}", empty.text);
+    let done = sent(&api, "POST", &path, &form, &[("origin", &own)], Some(good)).await;
+    assert_eq!(done.status, 303, "{}", done.text);
+    let asked = api.get(&format!("/v1/runs/{run}")).await.json["cancel_requested"].clone();
+    assert_eq!((asked["by"].as_str(), asked["reason"].as_str()), (Some("open"), Some("because")));
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn everybody_sees_what_the_api_would_tell_and_is_offered_what_it_would_do() {
+    let place = Place::at(NOW);
+    let api = Api::at(&place).await;
+    let admin = api.token("", json!({"name": "ada", "role": "admin"})).await;
+    let submitter = api.token(&admin, json!({"name": "sue", "role": "submitter", "lanes": ["alpha"]})).await;
+    let auditor = api.token(&admin, json!({"name": "axel", "role": "auditor"})).await;
+    let (own, _) = api.claimed(&admin, "alpha", "worker").await;
+    let (other, claim) = api.claimed(&admin, "secret", "worker").await;
+    let (sue, axel) = (signed_in(&api, &submitter).await, signed_in(&api, &auditor).await);
+    // What a submitter may not see is on no page, not even its name.
+    for path in ["/", "/runs", "/lanes", "/goals"] {
+        let said = asked(&api, path, &sue, &[]).await;
+        assert_eq!(said.status, 200, "{path}");
+        assert!(!said.text.contains("secret") && !said.text.contains(&other), "{path}: {}", said.text);
+        assert!(asked(&api, path, &axel, &[]).await.status == 200, "{path}");
+    }
+    assert_eq!(asked(&api, &format!("/runs/{other}"), &sue, &[]).await.status, 404);
+    assert_eq!(asked(&api, "/executors", &sue, &[]).await.status, 403);
+    assert!(asked(&api, "/runs", &axel, &[]).await.text.contains(&other));
+    // Nothing is offered to those who may not.
+    let offers = |said: &Said| said.text.contains(r#"/cancel" method="post""#);
+    assert!(offers(&asked(&api, &format!("/runs/{own}"), &sue, &[]).await));
+    let seen = asked(&api, &format!("/runs/{other}"), &axel, &[]).await;
+    assert!(!offers(&seen) && seen.text.contains(&claim));
+    let token = csrf(&seen);
+    let (path, form) = (format!("/runs/{other}/cancel"), format!("csrf={token}&reason=x"));
+    assert_eq!(sent(&api, "POST", &path, &axel, &[], Some(form)).await.status, 403);
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_hold_is_shown_above_all_else_and_released_with_a_reason_by_those_who_may() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    api.claimed("", "alpha", "worker").await;
+    let census = Census { beating: 40, silent: 40, lapsed: 30 };
+    api.store.execute(vec![Command::ReviewHold { lane: name("alpha"), census }]).await.pop().unwrap().unwrap();
+    let shown = asked(&api, "/", "", &[]).await;
+    assert!(shown.text.contains("40 of 40 beating runs went silent at once"), "{}", shown.text);
+    let (cookies, csrf) = (first(&cookie(&shown)).to_owned(), csrf(&shown));
+    let release = |form: String| sent(&api, "POST", "/lanes/alpha/release", &cookies, &[], Some(form));
+    assert_eq!(release("reason=x".to_owned()).await.status, 403);
+    assert_eq!(release(format!("csrf={csrf}&reason=")).await.status, 422);
+    assert_eq!(release(format!("csrf={csrf}&reason=the+power+is+gone")).await.status, 303);
+    let feed = api.get("/v1/events?limit=100").await;
+    let events = feed.json["events"].as_array().unwrap();
+    let released = events.iter().find(|event| event["type"] == "reaping_released").unwrap();
+    assert_eq!((released["by"].as_str(), released["reason"].as_str()), (Some("open"), Some("the power is gone")));
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_tells_the_time_and_when_to_look_again() {
+    let place = Place::at(NOW);
+    let api = Api::at(&place).await;
+    let mut stream = api.request("GET", "/live").send().await.unwrap();
+    assert_eq!(stream.headers()["content-type"], "text/event-stream");
+    let mut told = String::new();
+    while told.matches("event: look").count() < 2 {
+        told.push_str(&String::from_utf8_lossy(&stream.chunk().await.unwrap().unwrap()));
+    }
+    let now = NOW.parse::<lastbeat_domain::Timestamp>().unwrap().as_micros().to_string();
+    assert!(told.contains(&now[..6]), "{told}");
+    api.server.stop().await;
+}
