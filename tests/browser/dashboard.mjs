@@ -8,6 +8,12 @@ const clean = (window) => assert.deepEqual(window.seen, []);
 const mark = (page) => page.evaluate(() => { window.sameAsBefore = true; });
 const isSame = async (page) => assert.equal(await page.evaluate(() => window.sameAsBefore), true, "the page was loaded again");
 
+// A browser without a screen shows every page; so it is told that this one is hidden.
+const hide = (page) => page.evaluate(() => {
+  Object.defineProperty(document, "hidden", { value: true, configurable: true });
+  document.dispatchEvent(new Event("visibilitychange"));
+});
+
 await play({
   // The demo plays beside: from the empty store to the last reap, on one page that is never loaded again.
   async story() {
@@ -31,6 +37,27 @@ await play({
     assert.equal(await page.locator(".silence.over").count(), 1);
     assert.match(await page.locator(".mark.m-timed_out text").textContent(), /reaped: heartbeat_silence/);
     clean(window);
+  },
+
+  // What cannot be refreshed does not say that it is live; and eight windows of one browser are.
+  async stale() {
+    const window = await opened(), { page } = window;
+    const says = (one, what) => until(one, `it says ${what}`, (words) => document.querySelector("#connection").textContent.includes(words), what);
+    await window.go("/");
+    await says(page, "live");
+    await page.route(`${base}/`, (route) => route.fulfill({ status: 503, body: "" }));
+    await says(page, "not refreshed (503); what is shown is as of");
+    await page.unroute(`${base}/`);
+    await says(page, "live");
+    const others = [];
+    for (let number = 0; number < 7; number += 1) {
+      // Who opens another one does not see those before it any more.
+      for (const hidden of [page, ...others]) await hide(hidden);
+      const other = await window.context.newPage();
+      await other.goto(`${base}/runs`);
+      await says(other, "live");
+      others.push(other);
+    }
   },
 
   // At ten instants the panel says what the command line said: they come as JSON, [[instant, message], …].

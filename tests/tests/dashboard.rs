@@ -162,6 +162,14 @@ fn filters_survive_a_reload_and_pages_follow_on_each_other() {
 }
 
 #[test]
+fn what_is_not_refreshed_does_not_say_that_it_is_live() {
+    let place = Place::default();
+    runs(&place);
+    let (_server, url) = serve(&place);
+    play(&url, "stale", &[]);
+}
+
+#[test]
 fn the_keyboard_is_enough() {
     let place = Place::default();
     runs(&place);

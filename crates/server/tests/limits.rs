@@ -195,3 +195,14 @@ async fn who_asks_and_never_reads_the_answers_is_cut_off() {
     assert_eq!(api.get("/livez").await.status, 200);
     api.server.stop().await;
 }
+
+/// With two places each, as many requests as there are places would wait for one another.
+#[tokio::test]
+async fn a_page_of_the_dashboard_takes_one_place() {
+    let place = Place::at(NOW);
+    let api = Api::with(&place, Limits { requests: 1, ..Limits::default() }).await;
+    for path in ["/", "/runs", "/lanes", "/sign-in", "/v1/runs"] {
+        let said = said(reqwest::Client::new().get(api.url(path))).await;
+        assert_eq!(said.status, 200, "{path}: {}", said.text);
+    }
+}

@@ -61,9 +61,10 @@ pub(crate) fn routes(app: &App) -> Router<App> {
         .layer(from_fn_with_state(app.clone(), session::admit));
     let signing = Router::new()
         .route("/sign-in", get(session::ask).post(session::sign_in))
-        .route("/sign-out", post(session::sign_out));
-    let shared =
-        pages.merge(signing).layer(from_fn_with_state(app.clone(), gate::share)).layer(from_fn(refused::shown));
+        .route("/sign-out", post(session::sign_out))
+        .layer(from_fn_with_state(app.clone(), gate::share));
+    // A request goes through the gate once: with two places each, as many as there are would wait for one another.
+    let shared = pages.merge(signing).layer(from_fn(refused::shown));
     // They tell nothing of what is in the store.
     shared.route("/assets/{file}", get(assets::file))
 }

@@ -224,7 +224,9 @@ fn is_https(headers: &HeaderMap) -> bool {
 
 /// A path of this server, or its first page.
 fn own_path(path: Option<&str>) -> String {
-    let is_own = |path: &&str| path.starts_with('/') && !path.starts_with("//") && !path.contains(['\\', '\r', '\n']);
+    // Browsers drop tabs and line breaks from an address before they read it.
+    let is_plain = |path: &str| !path.contains(|letter: char| letter == '\\' || letter.is_control());
+    let is_own = |path: &&str| path.starts_with('/') && !path.starts_with("//") && is_plain(path);
     path.filter(is_own).unwrap_or("/").to_owned()
 }
 
@@ -242,7 +244,7 @@ fn form_cookie(headers: &HeaderMap) -> (String, Option<HeaderValue>) {
     }
     let Ok(secret) = Secret::random() else { return (String::new(), None) };
     let fresh = secret.reveal().to_owned();
-    let set = HeaderValue::from_str(&format!("{FORM}={fresh}; Path=/; HttpOnly; SameSite=Strict")).ok();
+    let set = HeaderValue::from_str(&format!("{FORM}={fresh}; Path=/; HttpOnly; SameSite=Lax")).ok();
     (fresh, set)
 }
 
@@ -260,7 +262,9 @@ mod tests {
     fn nobody_is_sent_to_another_server_after_signing_in() {
         let kept = ["/runs?goal=a", "/"].map(|path| own_path(Some(path)));
         assert_eq!(kept, ["/runs?goal=a", "/"]);
-        for other in ["https://evil.example", "//evil.example", "/\\evil.example", "", "runs", "/a\r\nb: c"] {
+        for other in
+            ["https://evil.example", "//evil.example", "/\\evil.example", "", "runs", "/a\r\nb: c", "/\t/evil.example"]
+        {
             assert_eq!(own_path(Some(other)), "/", "{other}");
         }
     }

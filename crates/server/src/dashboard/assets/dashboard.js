@@ -49,17 +49,27 @@ function tick() {
 }
 
 // Asks for this page again and puts what changed in its place. Forms that somebody is filling in stay as they are.
-let asking = false, missed = false, pause = 0, failures = 0;
+let asking = false, missed = false, pause = 0;
+// How long an answer may take. What hangs would keep the page as it is for ever.
+const PATIENCE = 10000;
+const page = (address) => fetch(address, { headers: { Accept: "text/html" }, cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+// What is shown is live once it was looked at, and not because somebody said that one should look.
+let seen = now();
+const stale = (why) => say($("#connection"), `${why}; what is shown is as of ${iso(seen).slice(11, 19)}Z`);
 
 async function look() {
   if (document.hidden || asking || performance.now() < pause) { missed = true; return; }
   asking = true; missed = false;
   const started = performance.now();
   try {
-    const response = await fetch(location.href.split("#")[0], { headers: { Accept: "text/html" }, cache: "no-store" });
+    const response = await page(location.href.split("#")[0]);
     if (response.redirected) { location.assign(response.url); return; }
-    if (response.ok) { put(new DOMParser().parseFromString(await response.text(), "text/html")); failures = 0; }
-  } catch { failures += 1; }
+    if (response.ok) {
+      put(new DOMParser().parseFromString(await response.text(), "text/html"));
+      seen = now();
+      say($("#connection"), "live");
+    } else stale(`not refreshed (${response.status})`);
+  } catch { stale("not refreshed, no answer"); }
   finally {
     asking = false;
     // A page that is slow to make is asked for less often.
@@ -117,19 +127,33 @@ function keep(part, change) {
   }
 }
 
+// A browser has six connections to a server, and this takes one: so only while somebody can see the page.
+let source = null, again = 1000;
+
 function follow() {
-  if (!body.dataset.now || !$("[data-live]")) return;
-  const source = new EventSource("/live");
+  if (!body.dataset.now || !$("[data-live]") || document.hidden || source) return;
+  source = new EventSource("/live");
   source.addEventListener("look", (event) => {
+    again = 1000;
     const told = JSON.parse(event.data);
-    if (told.now) { clock = { told: told.now, at: performance.now() }; say($("#connection"), "live"); }
-    else say($("#connection"), "the database is away");
-    look();
+    if (told.now) { clock = { told: told.now, at: performance.now() }; look(); } else stale("the database is away");
   });
-  source.addEventListener("error", () => say($("#connection"), "not connected; what is shown is as of the last contact"));
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
-  window.addEventListener("pagehide", () => source.close());
+  source.addEventListener("error", () => {
+    stale("not connected");
+    // What was refused is not asked for again by the browser. The page is looked at all the same.
+    if (source && source.readyState === EventSource.CLOSED) {
+      source = null;
+      setTimeout(() => { follow(); look(); }, again);
+      again = Math.min(again * 2, 15000);
+    }
+  });
 }
+
+function leave() { source?.close(); source = null; }
+
+document.addEventListener("visibilitychange", () => { if (document.hidden) leave(); else { follow(); look(); } });
+window.addEventListener("pagehide", leave);
+window.addEventListener("pageshow", (event) => { if (event.persisted) { follow(); look(); } });
 
 // The timeline: a part of it, and an instant in it.
 const timeline = () => $("#timeline");
@@ -144,8 +168,9 @@ async function frame(address) {
   }
   const said = query.toString();
   history.replaceState(null, "", location.pathname + (said ? `?${said}` : ""));
-  const response = await fetch(`${location.pathname}/timeline?${said}`, { headers: { Accept: "text/html" }, cache: "no-store" });
-  if (!response.ok) return;
+  const response = await page(`${location.pathname}/timeline?${said}`).catch(() => null);
+  if (response?.redirected) { location.assign(response.url); return; }
+  if (!response?.ok) { stale("the drawing did not come"); return; }
   const made = $("#timeline", new DOMParser().parseFromString(await response.text(), "text/html"));
   if (made) { timeline().replaceWith(made); wire(); }
 }
@@ -173,15 +198,19 @@ async function ask() {
   while (wanted !== null) {
     const at = wanted; wanted = null;
     try {
-      const response = await fetch(`${location.pathname}/why?at=${encodeURIComponent(iso(at))}`, { headers: { Accept: "text/html" }, cache: "no-store" });
+      const response = await page(`${location.pathname}/why?at=${encodeURIComponent(iso(at))}`);
+      if (response.redirected) { location.assign(response.url); return; }
       if (response.ok) {
         const made = $(".why", new DOMParser().parseFromString(await response.text(), "text/html"));
         if (made && wanted === null) $("#live-why").replaceChildren(made);
-      }
-    } catch { /* The next drag asks again. */ }
+      } else unanswered(at, response.status);
+    } catch { unanswered(at, "no answer"); }
   }
   answering = false;
 }
+
+// The panel must not go on telling of another instant than the one that was asked for.
+function unanswered(at, why) { if (wanted === null) say($("#live-why"), `What was known at ${iso(at)} could not be read (${why}).`); }
 
 function scrubTo(at) {
   const query = new URLSearchParams(location.search);
