@@ -220,3 +220,40 @@ async fn a_stream_tells_the_time_and_when_to_look_again() {
     assert!(told.contains(&now[..6]), "{told}");
     api.server.stop().await;
 }
+
+/// What a page says of a goal: the row of its table.
+fn row_of<'a>(said: &'a Said, goal: &str) -> &'a str {
+    let (_, rest) = said.text.split_once(&format!("/runs?goal={goal}\"")).unwrap();
+    rest.split_once("</tr>").unwrap().0
+}
+
+#[tokio::test]
+async fn a_goal_stands_as_the_api_says_however_many_newer_runs_it_has() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let place = Place::on(backend, NOW);
+        let api = Api::at(&place).await;
+        let admin = api.token("", json!({"name": "ada", "role": "admin"})).await;
+        let submitter = api.token(&admin, json!({"name": "sue", "role": "submitter", "lanes": ["beta"]})).await;
+        let both = json!({"name": "bo", "role": "submitter", "lanes": ["beta", "gamma"]});
+        let both = api.token(&admin, both).await;
+        let claimed = json!({"lane": "beta", "goal": "ship", "claim": {"executor": "worker"}});
+        assert_eq!(api.call(&admin, "POST", "/v1/runs", claimed).await.status, 201);
+        // Newer ones wait, in a lane that not everybody sees.
+        for _ in 0..55 {
+            let made = api.call(&admin, "POST", "/v1/runs", json!({"lane": "alpha", "goal": "ship"})).await;
+            assert_eq!(made.status, 201, "{made:?}");
+        }
+        for (token, waiting) in [(&admin, true), (&submitter, false), (&both, false)] {
+            let told = api.call(token, "GET", "/v1/goals/ship", serde_json::Value::Null).await;
+            assert_eq!(told.json["status"], "running");
+            let session = signed_in(&api, token).await;
+            for path in ["/", "/goals"] {
+                let said = asked(&api, path, &session, &[]).await;
+                let row = row_of(&said, "ship");
+                assert!(row.contains(" running</span>") && row.contains(" presumed</span> 1"), "{path}: {row}");
+                assert_eq!(row.contains("waiting") && row.contains("or more"), waiting, "{path}: {row}");
+            }
+        }
+        api.server.stop().await;
+    }
+}

@@ -29,10 +29,14 @@ pub(super) const LANES_MAX: usize = 50;
 const SOON_EXAMINED: usize = 400;
 /// How many of the newest runs are looked at for their goals.
 const NEWEST_RUNS: usize = 200;
+/// How many runs are looked at for those that the caller may see, at the most.
+const NEWEST_EXAMINED: usize = 2_000;
 /// How many goals are told of.
 const GOALS_MAX: usize = 20;
-/// How many of a goal's open runs are looked at.
-pub(super) const GOAL_RUNS: usize = 50;
+/// How many of a goal's open runs are counted, of those in flight and of those that wait.
+const GOAL_RUNS: usize = 50;
+/// How many of a goal's runs are looked at for one that says how it stands, at the most.
+const GOAL_EXAMINED: usize = 2_000;
 /// How many facts of the feed are read at a time, for the reaps among them.
 const FEED_FACTS: usize = 2_000;
 /// How many reaps are told of.
@@ -55,13 +59,18 @@ pub(super) struct LaneNow {
     pub(super) rate: ReapCount,
 }
 
-/// How a goal stands now, by its newest open runs and its latest run.
+/// How a goal stands now, by those of its runs that the caller may see.
 #[derive(Clone, Debug)]
 pub(super) struct GoalNow {
     pub(super) goal: Name,
+    /// Its open runs by their verdicts.
     pub(super) open: BTreeMap<Liveness, usize>,
+    /// Whether it has more open runs than were counted.
     pub(super) more: bool,
-    /// The run that makes the goal stand as it does: one that is believed, or else the latest.
+    /// Whether it has so many runs that one that was not looked at may make it stand otherwise.
+    pub(super) cut_off: bool,
+    /// The run that makes the goal stand as it does: one that is believed, else one that waits, else one that lapsed, or
+    /// else the latest.
     pub(super) telling: Option<Judged>,
 }
 
@@ -140,8 +149,9 @@ async fn asked(app: &App, caller: &Caller, reaps: &VecDeque<ReapNow>) -> Result<
     soon.runs.retain(|judged| caller.sees(&judged.run));
     let mut named: BTreeSet<Name> = BTreeSet::new();
     let mut goals = Vec::new();
-    let newest = ask::newest(store, &Filter::default(), NEWEST_RUNS).await?;
-    for judged in soon.runs.iter().take(NEWEST_RUNS).chain(&newest).filter(|judged| caller.sees(&judged.run)) {
+    let sees = |judged: &Judged| caller.sees(&judged.run);
+    let newest = ask::list_where(store, &seen_by(caller), sees, None, NEWEST_RUNS, NEWEST_EXAMINED).await?;
+    for judged in soon.runs.iter().take(NEWEST_RUNS).chain(&newest.runs) {
         if let Some(goal) = &judged.run.goal
             && goals.len() < GOALS_MAX
             && named.insert(goal.clone())
@@ -222,23 +232,64 @@ impl LaneNow {
     }
 }
 
-/// Tells how a goal stands.
+/// Tells how a goal stands, as the API does; `telling` is `None` if the caller may see none of its runs.
 pub(super) async fn goal_now(app: &App, caller: &Caller, goal: &Name) -> Result<GoalNow, Problem> {
-    let all = Filter { goal: Some(goal.clone()), ..Filter::default() };
-    let statuses = vec![Status::Pending, Status::Claimed, Status::Running];
-    let runs = ask::newest(app.store(), &Filter { statuses, ..all.clone() }, GOAL_RUNS).await?;
-    let more = runs.len() == GOAL_RUNS;
-    let runs: Vec<Judged> = runs.into_iter().filter(|judged| caller.sees(&judged.run)).collect();
-    let mut open: BTreeMap<Liveness, usize> = BTreeMap::new();
-    for judged in &runs {
-        *open.entry(judged.verdict.liveness).or_default() += 1;
+    let all = Filter { goal: Some(goal.clone()), ..seen_by(caller) };
+    let sees = |judged: &Judged| caller.sees(&judged.run);
+    let mut now = GoalNow { goal: goal.clone(), open: BTreeMap::new(), more: false, cut_off: false, telling: None };
+    // Those in flight first: one that is believed says how the goal stands, however many newer ones wait.
+    for statuses in [vec![Status::Claimed, Status::Running], vec![Status::Pending]] {
+        let filter = Filter { statuses, ..all.clone() };
+        let page = ask::list_where(app.store(), &filter, sees, None, GOAL_RUNS, GOAL_EXAMINED).await?;
+        page.runs.iter().for_each(|judged| *now.open.entry(judged.verdict.liveness).or_default() += 1);
+        now.more |= page.next.is_some();
+        let mut next = page.next;
+        now.hear(page.runs);
+        // Of so many the first may all have lapsed, and one that says more comes after them.
+        if next.is_some() && now.rank() > 1 {
+            let says_more = |judged: &Judged| sees(judged) && rank(judged) < 2;
+            let rest = ask::list_where(app.store(), &filter, says_more, next, 1, GOAL_EXAMINED).await?;
+            next = rest.next.filter(|_| rest.runs.is_empty());
+            now.hear(rest.runs);
+            now.cut_off |= next.is_some();
+        }
     }
-    let believed = runs.iter().find(|judged| judged.verdict.liveness.counts_as_running());
-    let mut telling = believed.or(runs.first()).cloned();
-    if telling.is_none() {
-        telling = ask::newest(app.store(), &all, 1).await?.pop().filter(|judged| caller.sees(&judged.run));
+    now.cut_off &= now.rank() > 0;
+    if now.rank() > 2 {
+        let latest = ask::list_where(app.store(), &all, sees, None, 1, GOAL_EXAMINED).await?;
+        now.telling = latest.runs.into_iter().next().or(now.telling);
     }
-    Ok(GoalNow { goal: goal.clone(), open, more, telling })
+    Ok(now)
+}
+
+impl GoalNow {
+    /// Takes note of open runs, the newest first.
+    fn hear(&mut self, runs: Vec<Judged>) {
+        self.telling = self.telling.take().into_iter().chain(runs).min_by_key(rank);
+    }
+
+    fn rank(&self) -> u8 {
+        self.telling.as_ref().map_or(u8::MAX, rank)
+    }
+}
+
+/// How much a run says of how its goal stands: the least number says the most.
+fn rank(judged: &Judged) -> u8 {
+    match judged.verdict.liveness {
+        liveness if liveness.counts_as_running() => 0,
+        Liveness::Waiting => 1,
+        Liveness::Lapsed => 2,
+        _ => 3,
+    }
+}
+
+/// Where to look for what a caller may see: of one lane only that lane need be looked at.
+fn seen_by(caller: &Caller) -> Filter {
+    let lane = match caller.lanes() {
+        [only] => Some(only.clone()),
+        _ => None,
+    };
+    Filter { lane, ..Filter::default() }
 }
 
 /// Reads what came to the feed since the last time, at most its last facts, for the reaps among it.

@@ -172,7 +172,10 @@ pub(super) fn goal_table(goals: &[GoalNow], heading: &str) -> Markup {
             } }
             tbody { @for goal in goals { tr {
                 th scope="row" { (goal_link(&goal.goal)) }
-                td { (goal_stands(goal)) }
+                td {
+                    (goal_stands(goal))
+                    @if goal.cut_off { " " span.quiet title="It has more open runs than are looked at, and one of them may say otherwise." { "by its newest runs" } }
+                }
                 td { @if let Some(judged) = &goal.telling { (run_link(judged.run.id)) " is " (badge(judged.verdict.liveness, judged.run.status)) } }
                 td {
                     @for (liveness, count) in &goal.open { span.count { (tag(liveness.as_str())) " " (count) } " " }
@@ -188,8 +191,6 @@ fn goal_stands(goal: &GoalNow) -> Markup {
     let word = match judged.verdict.liveness {
         liveness if liveness.counts_as_running() => "running",
         Liveness::Settled => judged.run.status.as_str(),
-        // One that waits says more than one that lapsed.
-        _ if goal.open.contains_key(&Liveness::Waiting) => "waiting",
         other => other.as_str(),
     };
     tag(word)
