@@ -3,9 +3,10 @@
 
 mod support;
 
-use lastbeat_domain::decide::Command;
+use lastbeat_domain::decide::{Command, RunSpec};
 use lastbeat_domain::hold::Census;
-use lastbeat_testkit::{Backend, Place, name};
+use lastbeat_domain::{RunId, Span};
+use lastbeat_testkit::{Backend, Place, claimant, name, run_id};
 use serde_json::json;
 use support::{Api, Said, said};
 
@@ -256,4 +257,29 @@ async fn a_goal_stands_as_the_api_says_however_many_newer_runs_it_has() {
         }
         api.server.stop().await;
     }
+}
+
+#[tokio::test]
+async fn runs_that_lapsed_are_among_those_in_flight_however_many_newer_ones_there_are() {
+    let place = Place::at(NOW);
+    let store = place.store("a").await;
+    let create = |run: RunId| {
+        let spec = Box::new(RunSpec::of_lane(name("alpha")));
+        Command::Create { run, spec, claim: Some(claimant("worker", "c")) }
+    };
+    // Before the server is there to be deaf.
+    for (numbers, later) in [(1..=40, 7_201), (41..=1_090, 1)] {
+        for made in store.execute(numbers.map(run_id).map(create).collect()).await {
+            made.unwrap();
+        }
+        place.clock.advance(Span::from_seconds(later));
+    }
+    drop(store);
+    let api = Api::without_sweeper(&place).await;
+    let shown = asked(&api, "/", "", &[]).await;
+    let (_, row) = shown.text.split_once(r#"href="/lanes/alpha""#).unwrap();
+    let row = row.split_once("</tr>").unwrap().0;
+    assert!(row.contains(">≈ 1090</td>"), "{row}");
+    assert!(row.contains(" lapsed</span> ≈ 40<") && row.contains(" presumed</span> ≈ 1050<"), "{row}");
+    api.server.stop().await;
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::listening::{Beacon, DeafSpan};
 use lastbeat_domain::{Liveness, Name, RunEvent, Status, Timestamp};
-use lastbeat_store::{FeedFact, Filter, Judged, ReapCount, ReapTally, Stored, ask};
+use lastbeat_store::{FeedFact, Filter, Judged, ReapCount, Stored, ask};
 use lastbeat_wire::{HoldDocument, answers};
 use tokio::time::Instant;
 
@@ -23,10 +23,12 @@ use crate::problem::Problem;
 
 /// How many running runs of a lane are judged to tell how many are alive.
 const SAMPLE_RUNS: usize = 300;
+/// How many of its newest claimed runs are judged for that.
+const CLAIMED_RUNS: usize = 1_000;
 /// How many lanes are told of.
 pub(super) const LANES_MAX: usize = 50;
 /// How many of the runs are looked at that a sweeper looks at next.
-const SOON_EXAMINED: usize = 400;
+const SOON_EXAMINED: usize = 1_000;
 /// How many of the newest runs are looked at for their goals.
 const NEWEST_RUNS: usize = 200;
 /// How many runs are looked at for those that the caller may see, at the most.
@@ -46,7 +48,7 @@ const FRESH_FOR: Duration = Duration::from_millis(700);
 /// Which part of the time is spent on gathering at the most: one in so many.
 const SHARE: u32 = 10;
 
-/// How a lane stands now. The numbers of live, quiet, presumed and lapsed runs may be estimated.
+/// How a lane stands now. The numbers of runs in flight, live, quiet, presumed and lapsed may be estimated.
 #[derive(Clone, Debug)]
 pub(super) struct LaneNow {
     pub(super) lane: Name,
@@ -140,12 +142,14 @@ async fn asked(app: &App, caller: &Caller, reaps: &VecDeque<ReapNow>) -> Result<
     let counted = app.metrics.counts(store).await?;
     let seen = |lane: &Name| caller.check_lane(Action::SeeLane, lane).is_ok();
     let tally = store.reap_tally().await?;
+    let mut soon = ask::soonest(store, SOON_EXAMINED).await?;
     let mut lanes = Vec::new();
     for (lane, counts) in counted.lanes.iter().filter(|(lane, _)| seen(lane)).take(LANES_MAX) {
-        lanes.push(lane_now(app, lane, counts, &tally).await?);
+        let mut now = lane_now(app, lane, counts, &soon.runs).await?;
+        now.rate = tally.of_lane(lane).fold(ReapCount::default(), |sum, (_, count)| sum.plus(count));
+        lanes.push(now);
     }
     let more_lanes = counted.lanes.keys().filter(|lane| seen(lane)).count().saturating_sub(lanes.len());
-    let mut soon = ask::soonest(store, SOON_EXAMINED).await?;
     soon.runs.retain(|judged| caller.sees(&judged.run));
     let mut named: BTreeSet<Name> = BTreeSet::new();
     let mut goals = Vec::new();
@@ -184,50 +188,76 @@ async fn asked(app: &App, caller: &Caller, reaps: &VecDeque<ReapNow>) -> Result<
     })
 }
 
-async fn lane_now(
-    app: &App,
-    lane: &Name,
-    counts: &BTreeMap<Status, u64>,
-    tally: &ReapTally,
-) -> Result<LaneNow, Problem> {
+/// Tells how a lane stands; `soon` are the runs of all lanes that may lapse next, or have lapsed.
+async fn lane_now(app: &App, lane: &Name, counts: &BTreeMap<Status, u64>, soon: &[Judged]) -> Result<LaneNow, Problem> {
     let of = |status: Status| counts.get(&status).copied().unwrap_or(0);
     let (claimed, running) = (of(Status::Claimed), of(Status::Running));
     let mut now = LaneNow {
         lane: lane.clone(),
         waiting: of(Status::Pending),
-        in_flight: claimed + running,
+        in_flight: 0,
         verdicts: BTreeMap::new(),
         is_estimate: false,
         reaped: of(Status::TimedOut),
-        rate: tally.of_lane(lane).fold(ReapCount::default(), |sum, (_, count)| sum.plus(count)),
+        rate: ReapCount::default(),
     };
-    if claimed + running == 0 {
-        return Ok(now);
-    }
     if running > 0 {
         let (sample, of) = ask::running(app.store(), lane, SAMPLE_RUNS).await?;
-        now.add(&sample, of);
+        now.add(tallied(&sample), of);
     }
     if claimed > 0 {
-        let filter = Filter { lane: Some(lane.clone()), statuses: vec![Status::Claimed], ..Filter::default() };
-        let sample = ask::newest(app.store(), &filter, SAMPLE_RUNS).await?;
-        let of = if sample.len() < SAMPLE_RUNS { sample.len() as u64 } else { claimed };
-        now.add(&sample, of);
+        now.add_claimed(app, claimed, soon).await?;
     }
-    now.in_flight = now.verdicts.values().sum();
     Ok(now)
 }
 
+/// How many runs have which verdict.
+fn tallied(runs: &[Judged]) -> BTreeMap<Liveness, u64> {
+    let mut found = BTreeMap::new();
+    runs.iter().for_each(|judged| *found.entry(judged.verdict.liveness).or_default() += 1);
+    found
+}
+
+/// How many of `of` are like `count` in a sample of `drawn`: at least one if one was drawn.
+fn share(count: u64, of: u64, drawn: u64) -> u64 {
+    let share = u128::from(count) * u128::from(of) / u128::from(drawn.max(1));
+    u64::try_from(share).unwrap_or(u64::MAX).max(count.min(1))
+}
+
 impl LaneNow {
-    /// Adds the verdicts on a sample of `of` runs.
-    fn add(&mut self, sample: &[Judged], of: u64) {
-        let mut found: BTreeMap<Liveness, u64> = BTreeMap::new();
-        for judged in sample {
-            *found.entry(judged.verdict.liveness).or_default() += 1;
+    /// Adds the verdicts on the claimed runs, of which about so many were counted.
+    async fn add_claimed(&mut self, app: &App, counted: u64, soon: &[Judged]) -> Result<(), Problem> {
+        let filter = Filter { lane: Some(self.lane.clone()), statuses: vec![Status::Claimed], ..Filter::default() };
+        let sample = ask::newest(app.store(), &filter, CLAIMED_RUNS).await?;
+        let (mut found, drawn) = (tallied(&sample), sample.len() as u64);
+        if sample.len() < CLAIMED_RUNS {
+            self.add(found, drawn);
+            return Ok(());
         }
-        self.is_estimate |= of > sample.len() as u64;
+        self.is_estimate = true;
+        let of = counted.max(drawn);
+        // The newest are those that have not lapsed yet; those that have stand at the head of what is due.
+        let is_lapsed = |judged: &&Judged| {
+            judged.run.lane == self.lane && judged.run.status == Status::Claimed && judged.verdict.is_lapsed()
+        };
+        let lapsed = soon.iter().filter(is_lapsed).count() as u64;
+        if lapsed > share(found.get(&Liveness::Lapsed).copied().unwrap_or(0), of, drawn) {
+            found.insert(Liveness::Lapsed, 0);
+            self.add(BTreeMap::from([(Liveness::Lapsed, lapsed)]), lapsed);
+            self.add(found, of.saturating_sub(lapsed));
+        } else {
+            self.add(found, of);
+        }
+        Ok(())
+    }
+
+    /// Adds the verdicts on a sample of `of` runs.
+    fn add(&mut self, found: BTreeMap<Liveness, u64>, of: u64) {
+        let drawn = found.values().sum();
+        self.is_estimate |= of > drawn;
+        self.in_flight += of;
         for (liveness, count) in found {
-            *self.verdicts.entry(liveness).or_default() += count * of / (sample.len() as u64).max(1);
+            *self.verdicts.entry(liveness).or_default() += share(count, of, drawn);
         }
     }
 }

@@ -116,7 +116,7 @@ fn lane_row(lane: &LaneNow) -> Markup {
     html! {
         tr {
             th scope="row" { (lane_link(&lane.lane)) }
-            td.number { (lane.in_flight) }
+            td.number title=[lane.is_estimate.then_some("told from a sample")] { (about) (lane.in_flight) }
             td {
                 @for (liveness, count) in &lane.verdicts {
                     a.count href={ "/runs?lane=" (path) "&verdict=" (liveness) } title=[lane.is_estimate.then_some("told from a sample")] {
