@@ -82,7 +82,7 @@ async fn every_page_is_sent_with_a_policy_that_lets_nothing_foreign_in() {
             assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{path}: {policy}");
             assert!(said.headers["content-type"].to_str().unwrap().starts_with("text/html"), "{path}");
             for foreign in [" style=", "<style", "onclick", "http://", "https://", "javascript:"] {
-                let text = said.text.replace("http://127.0.0.1:7171", "");
+                let text = said.text.replace(&format!("LASTBEAT_SERVER={}", api.url("")), "");
                 assert!(!text.contains(foreign), "{path} has {foreign}");
             }
         }
@@ -281,5 +281,70 @@ async fn runs_that_lapsed_are_among_those_in_flight_however_many_newer_ones_ther
     let row = row.split_once("</tr>").unwrap().0;
     assert!(row.contains(">≈ 1090</td>"), "{row}");
     assert!(row.contains(" lapsed</span> ≈ 40<") && row.contains(" presumed</span> ≈ 1050<"), "{row}");
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn where_nothing_is_seen_no_more_is_said_than_that() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    // Nothing at all, and the way in is by the address that leads here.
+    for path in ["/", "/runs"] {
+        let said = asked(&api, path, "", &[]).await;
+        assert!(said.text.contains("No run was ever made in this store"), "{path}");
+        assert!(said.text.contains(&format!("LASTBEAT_SERVER={}\n", api.url(""))), "{path}: {}", said.text);
+    }
+    let admin = api.token("", json!({"name": "ada", "role": "admin"})).await;
+    let submitter = api.token(&admin, json!({"name": "sue", "role": "submitter", "lanes": ["beta"]})).await;
+    let other = api.token(&admin, json!({"name": "bo", "role": "submitter", "lanes": ["gamma"]})).await;
+    api.claimed(&admin, "alpha", "worker").await;
+    assert_eq!(api.call(&admin, "POST", "/v1/runs", json!({"lane": "gamma"})).await.status, 201);
+    let (sue, bo) = (signed_in(&api, &submitter).await, signed_in(&api, &other).await);
+    for (session, path, said) in [
+        (&sue, "/", "No run that you may see was ever made"),
+        (&sue, "/runs", "No run that you may see was ever made"),
+        (&sue, "/runs?status=failed", "No run that you may see is like that."),
+        (&sue, "/lanes", "No lane that you may see has a run yet."),
+        (&bo, "/", "No open run that you may see can lapse."),
+        (&bo, "/", "No reap that you may see among the latest facts."),
+    ] {
+        let page = asked(&api, path, session, &[]).await;
+        assert!(page.text.contains(said), "{path}: {}", page.text);
+    }
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn that_nobody_listens_is_said_where_there_is_nothing_else_to_say() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    while api.store.service_log().await.unwrap().beacons.is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    place.clock.advance(Span::from_seconds(60));
+    let said = asked(&api, "/", "", &[]).await;
+    assert!(said.text.contains("Nothing here yet") && said.text.contains("▲ Deaf.</strong> Nobody has"), "{said:?}");
+    // An address that a shell would take for something else is in no command.
+    let said = asked(&api, "/", "", &[("host", "localhost:7;rm")]).await;
+    assert!(said.text.contains("LASTBEAT_SERVER=http://localhost:PORT\n"), "{said:?}");
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_was_cut_off_does_not_say_that_there_is_nothing() {
+    let place = Place::at(NOW);
+    let store = place.store("a").await;
+    let create = |run: RunId| {
+        let spec = Box::new(RunSpec::of_lane(name("alpha")));
+        Command::Create { run, spec, claim: None }
+    };
+    for made in store.execute((1..=5_600).map(run_id).map(create).collect()).await {
+        made.unwrap();
+    }
+    drop(store);
+    let api = Api::without_sweeper(&place).await;
+    let none = asked(&api, "/runs?verdict=live", "", &[]).await;
+    let said = "None among the 5000 that were looked at; go on with the older ones.";
+    assert!(none.text.contains(said) && none.text.contains(">Older</a>"), "{}", none.text);
     api.server.stop().await;
 }

@@ -28,7 +28,7 @@ const CLAIMED_RUNS: usize = 1_000;
 /// How many lanes are told of.
 pub(super) const LANES_MAX: usize = 50;
 /// How many of the runs are looked at that a sweeper looks at next.
-const SOON_EXAMINED: usize = 1_000;
+pub(super) const SOON_EXAMINED: usize = 1_000;
 /// How many of the newest runs are looked at for their goals.
 const NEWEST_RUNS: usize = 200;
 /// How many runs are looked at for those that the caller may see, at the most.
@@ -43,6 +43,8 @@ const GOAL_EXAMINED: usize = 2_000;
 const FEED_FACTS: usize = 2_000;
 /// How many reaps are told of.
 const REAPS_MAX: usize = 12;
+/// How many of the latest reaps are kept, for those who may see only some of them.
+const REAPS_KEPT: usize = 200;
 /// How long it is shown again at least.
 const FRESH_FOR: Duration = Duration::from_millis(700);
 /// Which part of the time is spent on gathering at the most: one in so many.
@@ -168,6 +170,9 @@ async fn asked(app: &App, caller: &Caller, reaps: &VecDeque<ReapNow>) -> Result<
     holds.retain(|hold| seen(&hold.lane));
     let mut shown = Vec::new();
     for reap in reaps {
+        if shown.len() == REAPS_MAX {
+            break;
+        }
         if caller.may_always(Action::SeeRun) || store.run(reap.run).await?.is_some_and(|run| caller.sees(&run)) {
             shown.push(reap.clone());
         }
@@ -333,7 +338,7 @@ async fn read_reaps(app: &App, memory: &mut Memory) -> Result<(), Problem> {
             RunEvent::TimedOut { rule, message, .. } => {
                 let (at, run) = (fact.recorded_at, fact.run);
                 memory.reaps.push_front(ReapNow { at, run, rule, message, spoke_since: false });
-                memory.reaps.truncate(REAPS_MAX);
+                memory.reaps.truncate(REAPS_KEPT);
             }
             RunEvent::LateSignal { .. } => {
                 memory.reaps.iter_mut().filter(|reap| reap.run == fact.run).for_each(|reap| reap.spoke_since = true);
