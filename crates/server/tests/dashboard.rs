@@ -222,6 +222,11 @@ async fn a_stream_tells_the_time_and_when_to_look_again() {
     api.server.stop().await;
 }
 
+/// The cursor of a page that ends with a name.
+fn cursor_of(name: &str) -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, name)
+}
+
 /// What a page says of a goal: the row of its table.
 fn row_of<'a>(said: &'a Said, goal: &str) -> &'a str {
     let (_, rest) = said.text.split_once(&format!("/runs?goal={goal}\"")).unwrap();
@@ -347,4 +352,42 @@ async fn a_list_that_was_cut_off_does_not_say_that_there_is_nothing() {
     let said = "None among the 5000 that were looked at; go on with the older ones.";
     assert!(none.text.contains(said) && none.text.contains(">Older</a>"), "{}", none.text);
     api.server.stop().await;
+}
+
+#[tokio::test]
+async fn where_a_page_of_goals_ends_tells_nobody_the_name_of_one_it_may_not_see() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let place = Place::on(backend, NOW);
+        let api = Api::at(&place).await;
+        let admin = api.token("", json!({"name": "ada", "role": "admin"})).await;
+        let submitter = api.token(&admin, json!({"name": "sue", "role": "submitter", "lanes": ["beta"]})).await;
+        let own: Vec<String> = (0..24).map(|number| format!("a{number:02}")).chain(["x".into(), "z".into()]).collect();
+        let hidden = ["h1", "h2", "h3", "y", "zz"].map(str::to_owned);
+        let lanes = own.iter().map(|goal| ("beta", goal)).chain(hidden.iter().map(|goal| ("alpha", goal)));
+        for (lane, goal) in lanes {
+            let made = api.call(&admin, "POST", "/v1/runs", json!({"lane": lane, "goal": goal})).await;
+            assert_eq!(made.status, 201, "{made:?}");
+        }
+        let ends_of_hidden = hidden.map(|goal| cursor_of(&goal));
+        for limit in [1, 24, 25] {
+            let (mut found, mut path) = (Vec::new(), format!("/v1/goals?limit={limit}"));
+            loop {
+                let page = api.call(&submitter, "GET", &path, serde_json::Value::Null).await;
+                let goals = page.json["goals"].as_array().unwrap();
+                found.extend(goals.iter().map(|goal| goal["goal"].as_str().unwrap().to_owned()));
+                let Some(next) = page.json["next"].as_str() else { break };
+                assert!(!goals.is_empty() && !ends_of_hidden.contains(&next.to_owned()), "{}", page.text);
+                path = format!("/v1/goals?limit={limit}&after={next}");
+            }
+            assert_eq!(found, own);
+        }
+        let session = signed_in(&api, &submitter).await;
+        let page = asked(&api, "/goals", &session, &[]).await;
+        let (_, next) = page.text.split_once(r#"rel="next" href=""#).unwrap();
+        let next = next.split('"').next().unwrap();
+        assert_eq!(next, format!("/goals?after={}", cursor_of("x")));
+        let page = asked(&api, next, &session, &[]).await;
+        assert!(page.text.contains("/runs?goal=z\"") && !page.text.contains(r#"rel="next""#), "{}", page.text);
+        api.server.stop().await;
+    }
 }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use crate::app::App;
 use crate::caller::Caller;
 use crate::gate::place;
+use crate::goals::seen_by;
 use crate::problem::Problem;
 
 /// How many running runs of a lane are judged to tell how many are alive.
@@ -316,15 +317,6 @@ fn rank(judged: &Judged) -> u8 {
         Liveness::Lapsed => 2,
         _ => 3,
     }
-}
-
-/// Where to look for what a caller may see: of one lane only that lane need be looked at.
-fn seen_by(caller: &Caller) -> Filter {
-    let lane = match caller.lanes() {
-        [only] => Some(only.clone()),
-        _ => None,
-    };
-    Filter { lane, ..Filter::default() }
 }
 
 /// Reads what came to the feed since the last time, at most its last facts, for the reaps among it.
