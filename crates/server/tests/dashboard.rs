@@ -391,3 +391,45 @@ async fn where_a_page_of_goals_ends_tells_nobody_the_name_of_one_it_may_not_see(
         api.server.stop().await;
     }
 }
+
+#[tokio::test]
+async fn a_run_says_what_was_done_to_it_only_if_it_was() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    let (claimed, _) = api.claimed("", "alpha", "worker").await;
+    let (untouched, _) = api.claimed("", "alpha", "worker").await;
+    let made = api.post("/v1/runs", json!({"lane": "alpha"})).await;
+    let pending = made.json["run"].as_str().unwrap().to_owned();
+    for act in ["cancel", "requeue", "reap"] {
+        for run in [&untouched, &pending] {
+            let said = asked(&api, &format!("/runs/{run}?done={act}"), "", &[]).await;
+            assert!(said.status == 200 && !said.text.contains("class=\"done\""), "{act}: {}", said.text);
+        }
+    }
+    let shown = asked(&api, &format!("/runs/{pending}"), "", &[]).await;
+    let (cookies, form) = (first(&cookie(&shown)).to_owned(), format!("csrf={}&reason=because", csrf(&shown)));
+    let told = [
+        (&claimed, "✓ The run is to be cancelled. Its executor is told with its next heartbeat."),
+        (&pending, "✓ The run was cancelled."),
+    ];
+    for (run, words) in told {
+        let path = format!("/runs/{run}/cancel");
+        let done = sent(&api, "POST", &path, &cookies, &[], Some(form.clone())).await;
+        let page = asked(&api, done.headers["location"].to_str().unwrap(), &cookies, &[]).await;
+        assert!(page.text.contains(words), "{}", page.text);
+    }
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn before_it_was_made_a_run_has_a_page_that_says_so() {
+    let place = Place::at(NOW);
+    let api = Api::at(&place).await;
+    let (run, _) = api.claimed("", "alpha", "worker").await;
+    for path in [format!("/runs/{run}?at=2020-01-01T00:00:00Z"), format!("/runs/{run}/why?at=2020-01-01T00:00:00Z")] {
+        let said = asked(&api, &path, "", &[]).await;
+        assert_eq!(said.status, 200, "{path}: {}", said.text);
+        assert!(said.text.contains("there was no such run yet."), "{path}: {}", said.text);
+    }
+    api.server.stop().await;
+}
