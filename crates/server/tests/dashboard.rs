@@ -265,6 +265,40 @@ async fn a_goal_stands_as_the_api_says_however_many_newer_runs_it_has() {
 }
 
 #[tokio::test]
+async fn a_goal_is_running_though_the_newest_of_its_runs_in_flight_have_lapsed() {
+    let place = Place::at(NOW);
+    let store = place.store("a").await;
+    let create = |number: u128| {
+        let spec = Box::new(RunSpec { goal: Some(name("ship")), ..RunSpec::of_lane(name("alpha")) });
+        let claim = (number > 1).then(|| claimant("worker", "c"));
+        Command::Create { run: run_id(number), spec, claim }
+    };
+    // Before the server is there to be deaf.
+    for made in store.execute((1..=60).map(create).collect()).await {
+        made.unwrap();
+    }
+    place.clock.advance(Span::from_seconds(7_201));
+    drop(store);
+    let api = Api::without_sweeper(&place).await;
+    let stands = async |word: &str| {
+        let said = asked(&api, "/goals", "", &[]).await;
+        let row = row_of(&said, "ship");
+        let (_, cell) = row.split_once("<td>").unwrap();
+        assert!(cell.split_once("</td>").unwrap().0.contains(word), "{word}: {row}");
+        assert_eq!(api.get("/v1/goals/ship").await.json["status"], word);
+    };
+    stands("waiting").await;
+    let taken = api.post("/v1/claims", json!({"executor": "late", "run": run_id(1).to_string()})).await;
+    assert_eq!(taken.status, 200, "{taken:?}");
+    stands("running").await;
+    let path = format!("/v1/runs/{}/complete", run_id(1));
+    let done = api.post(&path, json!({"attempt": 1, "claim": taken.json["claim"]})).await;
+    assert_eq!(done.status, 200, "{done:?}");
+    stands("lapsed").await;
+    api.server.stop().await;
+}
+
+#[tokio::test]
 async fn runs_that_lapsed_are_among_those_in_flight_however_many_newer_ones_there_are() {
     let place = Place::at(NOW);
     let store = place.store("a").await;
