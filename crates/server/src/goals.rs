@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use lastbeat_domain::access::Action;
 use lastbeat_domain::{Name, Status};
 use lastbeat_store::{Filter, Judged, ask};
 use lastbeat_wire::{GoalDocument, GoalRun, GoalStatus, GoalSummary, GoalsPage, schema};
@@ -17,6 +18,8 @@ use crate::problem::{Problem, Refused};
 
 /// How many runs of a goal are looked at to tell how it stands, or to fill a page.
 const EXAMINED_MAX: usize = 20_000;
+/// How many goals are looked at for those of a page, where not all may be seen.
+const GOALS_EXAMINED_MAX: usize = 2_000;
 /// How many of its open runs are looked at at a time.
 const PAGE_RUNS: usize = 500;
 
@@ -50,17 +53,14 @@ pub(crate) async fn list(
     let limit = cursor::limit(params.limit)?;
     let after: Option<Name> = cursor::read_if(params.after.as_ref())?;
     let _place = place(&app.searches).await?;
-    let mut names = app.store().goals(after.as_ref(), limit + 1).await?;
-    let more = names.len() > limit;
-    names.truncate(limit);
-    let next = names.last().filter(|_| more).map(cursor::cursor);
+    let (names, next) = seen(&app, &caller, after, limit).await?;
     let mut goals = Vec::with_capacity(names.len());
     for goal in names {
         if let Some(status) = status(&app, &caller, &goal).await? {
             goals.push(GoalSummary { goal, status });
         }
     }
-    Ok(Json(GoalsPage { goals, next }))
+    Ok(Json(GoalsPage { goals, next: next.map(cursor::cursor) }))
 }
 
 /// Shows a goal: how it stands, and its runs, the latest first.
@@ -94,13 +94,64 @@ pub(crate) async fn show(
     Ok(Json(GoalDocument { goal, status, runs, next: page.next.map(cursor::cursor) }))
 }
 
+/// Returns at most `limit` goals of which the caller may see a run, in the order of their names, and the last of them if
+/// there may be more. Where a page ends its reader learns, so it never ends with a goal that the caller may not see:
+/// after too many such goals in a row, the list is over.
+pub(crate) async fn seen(
+    app: &App,
+    caller: &Caller,
+    after: Option<Name>,
+    limit: usize,
+) -> Result<(Vec<Name>, Option<Name>), Problem> {
+    let (mut seen, mut after, mut examined) = (Vec::new(), after, 0);
+    while examined < GOALS_EXAMINED_MAX {
+        let names = app.store().goals(after.as_ref(), limit + 1).await?;
+        let is_last = names.len() <= limit;
+        examined += names.len();
+        after = names.last().cloned().or(after);
+        for goal in names {
+            if !is_seen(app, caller, &goal).await? {
+                continue;
+            }
+            if seen.len() == limit {
+                let last = seen.last().cloned();
+                return Ok((seen, last));
+            }
+            seen.push(goal);
+        }
+        if is_last {
+            return Ok((seen, None));
+        }
+    }
+    let last = seen.last().cloned();
+    Ok((seen, last))
+}
+
+async fn is_seen(app: &App, caller: &Caller, goal: &Name) -> Result<bool, Problem> {
+    if caller.may_always(Action::SeeRun) {
+        return Ok(true);
+    }
+    let all = Filter { goal: Some(goal.clone()), ..seen_by(caller) };
+    let found = ask::list_where(app.store(), &all, sees(caller), None, 1, EXAMINED_MAX).await?;
+    Ok(!found.runs.is_empty())
+}
+
+/// Where to look for what a caller may see: of one lane only that lane need be looked at.
+pub(crate) fn seen_by(caller: &Caller) -> Filter {
+    let lane = match caller.lanes() {
+        [only] => Some(only.clone()),
+        _ => None,
+    };
+    Filter { lane, ..Filter::default() }
+}
+
 fn sees(caller: &Caller) -> impl Fn(&Judged) -> bool {
     |judged| caller.sees(&judged.run)
 }
 
 /// How a goal stands, by those of its runs that the caller may see; `None` if it may see none.
 async fn status(app: &App, caller: &Caller, goal: &Name) -> Result<Option<GoalStatus>, Problem> {
-    let all = Filter { goal: Some(goal.clone()), ..Filter::default() };
+    let all = Filter { goal: Some(goal.clone()), ..seen_by(caller) };
     let open = Filter { statuses: vec![Status::Pending, Status::Claimed, Status::Running], ..all.clone() };
     let (mut verdicts, mut after, mut examined) = (Vec::new(), None, 0);
     loop {

@@ -3,9 +3,10 @@
 
 mod support;
 
-use lastbeat_domain::decide::Command;
+use lastbeat_domain::decide::{Command, RunSpec};
 use lastbeat_domain::hold::Census;
-use lastbeat_testkit::{Backend, Place, name};
+use lastbeat_domain::{RunId, Span};
+use lastbeat_testkit::{Backend, Place, claimant, name, run_id};
 use serde_json::json;
 use support::{Api, Said, said};
 
@@ -81,7 +82,7 @@ async fn every_page_is_sent_with_a_policy_that_lets_nothing_foreign_in() {
             assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{path}: {policy}");
             assert!(said.headers["content-type"].to_str().unwrap().starts_with("text/html"), "{path}");
             for foreign in [" style=", "<style", "onclick", "http://", "https://", "javascript:"] {
-                let text = said.text.replace("http://127.0.0.1:7171", "");
+                let text = said.text.replace(&format!("LASTBEAT_SERVER={}", api.url("")), "");
                 assert!(!text.contains(foreign), "{path} has {foreign}");
             }
         }
@@ -218,5 +219,251 @@ async fn a_stream_tells_the_time_and_when_to_look_again() {
     }
     let now = NOW.parse::<lastbeat_domain::Timestamp>().unwrap().as_micros().to_string();
     assert!(told.contains(&now[..6]), "{told}");
+    api.server.stop().await;
+}
+
+/// The cursor of a page that ends with a name.
+fn cursor_of(name: &str) -> String {
+    base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, name)
+}
+
+/// What a page says of a goal: the row of its table.
+fn row_of<'a>(said: &'a Said, goal: &str) -> &'a str {
+    let (_, rest) = said.text.split_once(&format!("/runs?goal={goal}\"")).unwrap();
+    rest.split_once("</tr>").unwrap().0
+}
+
+#[tokio::test]
+async fn a_goal_stands_as_the_api_says_however_many_newer_runs_it_has() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let place = Place::on(backend, NOW);
+        let api = Api::at(&place).await;
+        let admin = api.token("", json!({"name": "ada", "role": "admin"})).await;
+        let submitter = api.token(&admin, json!({"name": "sue", "role": "submitter", "lanes": ["beta"]})).await;
+        let both = json!({"name": "bo", "role": "submitter", "lanes": ["beta", "gamma"]});
+        let both = api.token(&admin, both).await;
+        let claimed = json!({"lane": "beta", "goal": "ship", "claim": {"executor": "worker"}});
+        assert_eq!(api.call(&admin, "POST", "/v1/runs", claimed).await.status, 201);
+        // Newer ones wait, in a lane that not everybody sees.
+        for _ in 0..55 {
+            let made = api.call(&admin, "POST", "/v1/runs", json!({"lane": "alpha", "goal": "ship"})).await;
+            assert_eq!(made.status, 201, "{made:?}");
+        }
+        for (token, waiting) in [(&admin, true), (&submitter, false), (&both, false)] {
+            let told = api.call(token, "GET", "/v1/goals/ship", serde_json::Value::Null).await;
+            assert_eq!(told.json["status"], "running");
+            let session = signed_in(&api, token).await;
+            for path in ["/", "/goals"] {
+                let said = asked(&api, path, &session, &[]).await;
+                let row = row_of(&said, "ship");
+                assert!(row.contains(" running</span>") && row.contains(" presumed</span> 1"), "{path}: {row}");
+                assert_eq!(row.contains("waiting") && row.contains("or more"), waiting, "{path}: {row}");
+            }
+        }
+        api.server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_goal_is_running_though_the_newest_of_its_runs_in_flight_have_lapsed() {
+    let place = Place::at(NOW);
+    let store = place.store("a").await;
+    let create = |number: u128| {
+        let spec = Box::new(RunSpec { goal: Some(name("ship")), ..RunSpec::of_lane(name("alpha")) });
+        let claim = (number > 1).then(|| claimant("worker", "c"));
+        Command::Create { run: run_id(number), spec, claim }
+    };
+    // Before the server is there to be deaf.
+    for made in store.execute((1..=60).map(create).collect()).await {
+        made.unwrap();
+    }
+    place.clock.advance(Span::from_seconds(7_201));
+    drop(store);
+    let api = Api::without_sweeper(&place).await;
+    let stands = async |word: &str| {
+        let said = asked(&api, "/goals", "", &[]).await;
+        let row = row_of(&said, "ship");
+        let (_, cell) = row.split_once("<td>").unwrap();
+        assert!(cell.split_once("</td>").unwrap().0.contains(word), "{word}: {row}");
+        assert_eq!(api.get("/v1/goals/ship").await.json["status"], word);
+    };
+    stands("waiting").await;
+    let taken = api.post("/v1/claims", json!({"executor": "late", "run": run_id(1).to_string()})).await;
+    assert_eq!(taken.status, 200, "{taken:?}");
+    stands("running").await;
+    let path = format!("/v1/runs/{}/complete", run_id(1));
+    let done = api.post(&path, json!({"attempt": 1, "claim": taken.json["claim"]})).await;
+    assert_eq!(done.status, 200, "{done:?}");
+    stands("lapsed").await;
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn runs_that_lapsed_are_among_those_in_flight_however_many_newer_ones_there_are() {
+    let place = Place::at(NOW);
+    let store = place.store("a").await;
+    let create = |run: RunId| {
+        let spec = Box::new(RunSpec::of_lane(name("alpha")));
+        Command::Create { run, spec, claim: Some(claimant("worker", "c")) }
+    };
+    // Before the server is there to be deaf.
+    for (numbers, later) in [(1..=40, 7_201), (41..=1_090, 1)] {
+        for made in store.execute(numbers.map(run_id).map(create).collect()).await {
+            made.unwrap();
+        }
+        place.clock.advance(Span::from_seconds(later));
+    }
+    drop(store);
+    let api = Api::without_sweeper(&place).await;
+    let shown = asked(&api, "/", "", &[]).await;
+    let (_, row) = shown.text.split_once(r#"href="/lanes/alpha""#).unwrap();
+    let row = row.split_once("</tr>").unwrap().0;
+    assert!(row.contains(">≈ 1090</td>"), "{row}");
+    assert!(row.contains(" lapsed</span> ≈ 40<") && row.contains(" presumed</span> ≈ 1050<"), "{row}");
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn where_nothing_is_seen_no_more_is_said_than_that() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    // Nothing at all, and the way in is by the address that leads here.
+    for path in ["/", "/runs"] {
+        let said = asked(&api, path, "", &[]).await;
+        assert!(said.text.contains("No run was ever made in this store"), "{path}");
+        assert!(said.text.contains(&format!("LASTBEAT_SERVER={}\n", api.url(""))), "{path}: {}", said.text);
+    }
+    let admin = api.token("", json!({"name": "ada", "role": "admin"})).await;
+    let submitter = api.token(&admin, json!({"name": "sue", "role": "submitter", "lanes": ["beta"]})).await;
+    let other = api.token(&admin, json!({"name": "bo", "role": "submitter", "lanes": ["gamma"]})).await;
+    api.claimed(&admin, "alpha", "worker").await;
+    assert_eq!(api.call(&admin, "POST", "/v1/runs", json!({"lane": "gamma"})).await.status, 201);
+    let (sue, bo) = (signed_in(&api, &submitter).await, signed_in(&api, &other).await);
+    for (session, path, said) in [
+        (&sue, "/", "No run that you may see was ever made"),
+        (&sue, "/runs", "No run that you may see was ever made"),
+        (&sue, "/runs?status=failed", "No run that you may see is like that."),
+        (&sue, "/lanes", "No lane that you may see has a run yet."),
+        (&bo, "/", "No open run that you may see can lapse."),
+        (&bo, "/", "No reap that you may see among the latest facts."),
+    ] {
+        let page = asked(&api, path, session, &[]).await;
+        assert!(page.text.contains(said), "{path}: {}", page.text);
+    }
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn that_nobody_listens_is_said_where_there_is_nothing_else_to_say() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    while api.store.service_log().await.unwrap().beacons.is_empty() {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    place.clock.advance(Span::from_seconds(60));
+    let said = asked(&api, "/", "", &[]).await;
+    assert!(said.text.contains("Nothing here yet") && said.text.contains("▲ Deaf.</strong> Nobody has"), "{said:?}");
+    // An address that a shell would take for something else is in no command.
+    let said = asked(&api, "/", "", &[("host", "localhost:7;rm")]).await;
+    assert!(said.text.contains("LASTBEAT_SERVER=http://localhost:PORT\n"), "{said:?}");
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn a_list_that_was_cut_off_does_not_say_that_there_is_nothing() {
+    let place = Place::at(NOW);
+    let store = place.store("a").await;
+    let create = |run: RunId| {
+        let spec = Box::new(RunSpec::of_lane(name("alpha")));
+        Command::Create { run, spec, claim: None }
+    };
+    for made in store.execute((1..=5_600).map(run_id).map(create).collect()).await {
+        made.unwrap();
+    }
+    drop(store);
+    let api = Api::without_sweeper(&place).await;
+    let none = asked(&api, "/runs?verdict=live", "", &[]).await;
+    let said = "None among the 5000 that were looked at; go on with the older ones.";
+    assert!(none.text.contains(said) && none.text.contains(">Older</a>"), "{}", none.text);
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn where_a_page_of_goals_ends_tells_nobody_the_name_of_one_it_may_not_see() {
+    for backend in [Backend::Sqlite, Backend::Postgres] {
+        let place = Place::on(backend, NOW);
+        let api = Api::at(&place).await;
+        let admin = api.token("", json!({"name": "ada", "role": "admin"})).await;
+        let submitter = api.token(&admin, json!({"name": "sue", "role": "submitter", "lanes": ["beta"]})).await;
+        let own: Vec<String> = (0..24).map(|number| format!("a{number:02}")).chain(["x".into(), "z".into()]).collect();
+        let hidden = ["h1", "h2", "h3", "y", "zz"].map(str::to_owned);
+        let lanes = own.iter().map(|goal| ("beta", goal)).chain(hidden.iter().map(|goal| ("alpha", goal)));
+        for (lane, goal) in lanes {
+            let made = api.call(&admin, "POST", "/v1/runs", json!({"lane": lane, "goal": goal})).await;
+            assert_eq!(made.status, 201, "{made:?}");
+        }
+        let ends_of_hidden = hidden.map(|goal| cursor_of(&goal));
+        for limit in [1, 24, 25] {
+            let (mut found, mut path) = (Vec::new(), format!("/v1/goals?limit={limit}"));
+            loop {
+                let page = api.call(&submitter, "GET", &path, serde_json::Value::Null).await;
+                let goals = page.json["goals"].as_array().unwrap();
+                found.extend(goals.iter().map(|goal| goal["goal"].as_str().unwrap().to_owned()));
+                let Some(next) = page.json["next"].as_str() else { break };
+                assert!(!goals.is_empty() && !ends_of_hidden.contains(&next.to_owned()), "{}", page.text);
+                path = format!("/v1/goals?limit={limit}&after={next}");
+            }
+            assert_eq!(found, own);
+        }
+        let session = signed_in(&api, &submitter).await;
+        let page = asked(&api, "/goals", &session, &[]).await;
+        let (_, next) = page.text.split_once(r#"rel="next" href=""#).unwrap();
+        let next = next.split('"').next().unwrap();
+        assert_eq!(next, format!("/goals?after={}", cursor_of("x")));
+        let page = asked(&api, next, &session, &[]).await;
+        assert!(page.text.contains("/runs?goal=z\"") && !page.text.contains(r#"rel="next""#), "{}", page.text);
+        api.server.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_run_says_what_was_done_to_it_only_if_it_was() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    let (claimed, _) = api.claimed("", "alpha", "worker").await;
+    let (untouched, _) = api.claimed("", "alpha", "worker").await;
+    let made = api.post("/v1/runs", json!({"lane": "alpha"})).await;
+    let pending = made.json["run"].as_str().unwrap().to_owned();
+    for act in ["cancel", "requeue", "reap"] {
+        for run in [&untouched, &pending] {
+            let said = asked(&api, &format!("/runs/{run}?done={act}"), "", &[]).await;
+            assert!(said.status == 200 && !said.text.contains("class=\"done\""), "{act}: {}", said.text);
+        }
+    }
+    let shown = asked(&api, &format!("/runs/{pending}"), "", &[]).await;
+    let (cookies, form) = (first(&cookie(&shown)).to_owned(), format!("csrf={}&reason=because", csrf(&shown)));
+    let told = [
+        (&claimed, "✓ The run is to be cancelled. Its executor is told with its next heartbeat."),
+        (&pending, "✓ The run was cancelled."),
+    ];
+    for (run, words) in told {
+        let path = format!("/runs/{run}/cancel");
+        let done = sent(&api, "POST", &path, &cookies, &[], Some(form.clone())).await;
+        let page = asked(&api, done.headers["location"].to_str().unwrap(), &cookies, &[]).await;
+        assert!(page.text.contains(words), "{}", page.text);
+    }
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn before_it_was_made_a_run_has_a_page_that_says_so() {
+    let place = Place::at(NOW);
+    let api = Api::at(&place).await;
+    let (run, _) = api.claimed("", "alpha", "worker").await;
+    for path in [format!("/runs/{run}?at=2020-01-01T00:00:00Z"), format!("/runs/{run}/why?at=2020-01-01T00:00:00Z")] {
+        let said = asked(&api, &path, "", &[]).await;
+        assert_eq!(said.status, 200, "{path}: {}", said.text);
+        assert!(said.text.contains("there was no such run yet."), "{path}: {}", said.text);
+    }
     api.server.stop().await;
 }

@@ -156,9 +156,12 @@ pub async fn list_where(
     let at = store.now().await?;
     let service = store.service_log().await?;
     let (mut runs, mut after, mut examined) = (Vec::new(), after, 0);
+    // Most often all are kept; the fewer are, the more are read at a time.
+    let mut page = limit + 1;
     loop {
-        let found = store.list(filter, after, PAGE_RUNS.max(limit + 1)).await?;
-        let last = found.len() < PAGE_RUNS.max(limit + 1);
+        let found = store.list(filter, after, page).await?;
+        let last = found.len() < page;
+        page = page.max((page * 2).min(PAGE_RUNS));
         after = found.last().map(|run| run.id).or(after);
         examined += found.len();
         for run in found {

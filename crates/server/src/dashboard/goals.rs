@@ -10,10 +10,12 @@ use super::frame::{Page, Section};
 use super::gathered::goal_now;
 use super::overview::goal_table;
 use super::session::Visitor;
+use super::start::as_seen;
 use crate::app::App;
 use crate::body::Params;
 use crate::cursor;
 use crate::gate::place;
+use crate::goals::seen;
 use crate::problem::Problem;
 
 /// How many goals a page shows.
@@ -33,10 +35,9 @@ pub(super) async fn page(
 ) -> Result<Response, Problem> {
     let _place = place(&app.searches).await?;
     let after: Option<Name> = cursor::read_if(params.after.as_ref())?;
-    let names = app.store().goals(after.as_ref(), PAGE_GOALS + 1).await?;
-    let next = names.get(PAGE_GOALS - 1).filter(|_| names.len() > PAGE_GOALS);
+    let (names, next) = seen(&app, &visitor.caller, after, PAGE_GOALS).await?;
     let mut goals = Vec::new();
-    for goal in names.iter().take(PAGE_GOALS) {
+    for goal in &names {
         goals.push(goal_now(&app, &visitor.caller, goal).await?);
     }
     // What the visitor may see no run of does not exist for it.
@@ -44,7 +45,7 @@ pub(super) async fn page(
     let content = html! {
         h1 #all-goals { "Goals" }
         section #live-goals data-live {
-            @if goals.is_empty() { p.quiet { "No run has a goal here. Give one with " code { "--goal" } " when a run is made." } }
+            @if goals.is_empty() { p.quiet { "No run" (as_seen(&visitor)) " has a goal here. Give one with " code { "--goal" } " when a run is made." } }
             @else { (goal_table(&goals, "all-goals")) }
         }
         nav.pages aria-label="Pages of the list" {

@@ -13,6 +13,7 @@ use super::frame::{Page, Section};
 use super::policy::{PolicyForm, fields, hidden_fields, sentences, terms_of};
 use super::posted::Posted;
 use super::session::Visitor;
+use super::start::as_seen;
 use super::words::{encoded, instant, lane_link, run_link};
 use crate::act::execute;
 use crate::app::App;
@@ -37,7 +38,7 @@ pub(super) async fn list(State(app): State<App>, visitor: Visitor) -> Result<Res
     let content = html! {
         h1 #all-lanes { "Lanes" }
         section #live-lanes data-live {
-            @if lanes.is_empty() { p.quiet { "No lane was ever named. One exists from its first run on." } } @else {
+            @if lanes.is_empty() { p.quiet { "No lane" (as_seen(&visitor)) " has a run yet. One is listed from its first run on." } } @else {
                 div.scroll tabindex="0" role="region" aria-labelledby="all-lanes" { table {
                     thead { tr {
                         th scope="col" { "Lane" }

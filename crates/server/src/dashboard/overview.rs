@@ -1,6 +1,7 @@
 //! The overview: what is alive now, what is about to lapse, what died lately, and whether we can be trusted.
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::Response;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::listening::BeaconRole;
@@ -10,9 +11,9 @@ use lastbeat_wire::{HoldDocument, HoldKind};
 use maud::{Markup, html};
 
 use super::frame::{Page, Section};
-use super::gathered::{Gathered, GoalNow, LaneNow, gather};
+use super::gathered::{Gathered, GoalNow, LaneNow, SOON_EXAMINED, gather};
 use super::session::Visitor;
-use super::start;
+use super::start::{self, as_seen};
 use super::words::{
     ago, badge, clock, encoded, executor_link, goal_link, instant, lane_link, or_nothing, rough, run_link, tag, until,
 };
@@ -23,11 +24,13 @@ use crate::problem::Problem;
 const SOON_MAX: usize = 15;
 
 /// Shows the overview.
-pub(super) async fn page(State(app): State<App>, visitor: Visitor) -> Result<Response, Problem> {
+pub(super) async fn page(State(app): State<App>, visitor: Visitor, headers: HeaderMap) -> Result<Response, Problem> {
     let gathered = gather(&app, &visitor.caller).await?;
     let now = gathered.at;
     let content = if gathered.lanes.is_empty() {
-        html! { div #live-start data-live { (start::first_run()) } }
+        html! {
+            div #live-start data-live { (alarms(&gathered, &visitor)) (start::first_run(&visitor, &headers)) }
+        }
     } else {
         html! {
             h1.unseen { "Overview" }
@@ -35,11 +38,11 @@ pub(super) async fn page(State(app): State<App>, visitor: Visitor) -> Result<Res
             div.columns {
                 div {
                     section #live-lanes data-live aria-labelledby="lanes" { (lanes(&gathered)) }
-                    section #live-goals data-live aria-labelledby="goals" { (goals(&gathered.goals)) }
-                    section #live-reaps data-live aria-labelledby="reaps" { (reaps(&gathered)) }
+                    section #live-goals data-live aria-labelledby="goals" { (goals(&gathered.goals, &visitor)) }
+                    section #live-reaps data-live aria-labelledby="reaps" { (reaps(&gathered, &visitor)) }
                 }
                 div {
-                    section #live-soon data-live aria-labelledby="soon" { (soon(&gathered)) }
+                    section #live-soon data-live aria-labelledby="soon" { (soon(&gathered, &visitor)) }
                     section #live-service data-live aria-labelledby="service" { (service(&gathered, &visitor)) }
                 }
             }
@@ -53,7 +56,7 @@ fn alarms(gathered: &Gathered, visitor: &Visitor) -> Markup {
     html! {
         @if let Some(since) = gathered.deaf_since {
             p.alarm role="alert" {
-                (tag("lapsed")) " Nobody has listened for executors since " (instant(since)) ". Until somebody does, silence is "
+                strong { "▲ Deaf." } " Nobody has listened for executors since " (instant(since)) ". Until somebody does, silence is "
                 "charged to nobody and nothing is reaped."
             }
         }
@@ -116,7 +119,7 @@ fn lane_row(lane: &LaneNow) -> Markup {
     html! {
         tr {
             th scope="row" { (lane_link(&lane.lane)) }
-            td.number { (lane.in_flight) }
+            td.number title=[lane.is_estimate.then_some("told from a sample")] { (about) (lane.in_flight) }
             td {
                 @for (liveness, count) in &lane.verdicts {
                     a.count href={ "/runs?lane=" (path) "&verdict=" (liveness) } title=[lane.is_estimate.then_some("told from a sample")] {
@@ -148,11 +151,11 @@ fn wrongly(lane: &LaneNow) -> Markup {
     }
 }
 
-fn goals(goals: &[GoalNow]) -> Markup {
+fn goals(goals: &[GoalNow], visitor: &Visitor) -> Markup {
     html! {
         h2 #goals { "Goals of late" }
         @if goals.is_empty() {
-            p.quiet { "None of the latest runs has a goal." }
+            p.quiet { "None of the latest runs" (as_seen(visitor)) " has a goal." }
         } @else {
             (goal_table(goals, "goals"))
         }
@@ -172,7 +175,10 @@ pub(super) fn goal_table(goals: &[GoalNow], heading: &str) -> Markup {
             } }
             tbody { @for goal in goals { tr {
                 th scope="row" { (goal_link(&goal.goal)) }
-                td { (goal_stands(goal)) }
+                td {
+                    (goal_stands(goal))
+                    @if goal.cut_off { " " span.quiet title="It has more open runs than are looked at, and one of them may say otherwise." { "by its newest runs" } }
+                }
                 td { @if let Some(judged) = &goal.telling { (run_link(judged.run.id)) " is " (badge(judged.verdict.liveness, judged.run.status)) } }
                 td {
                     @for (liveness, count) in &goal.open { span.count { (tag(liveness.as_str())) " " (count) } " " }
@@ -188,20 +194,21 @@ fn goal_stands(goal: &GoalNow) -> Markup {
     let word = match judged.verdict.liveness {
         liveness if liveness.counts_as_running() => "running",
         Liveness::Settled => judged.run.status.as_str(),
-        // One that waits says more than one that lapsed.
-        _ if goal.open.contains_key(&Liveness::Waiting) => "waiting",
         other => other.as_str(),
     };
     tag(word)
 }
 
-fn soon(gathered: &Gathered) -> Markup {
+fn soon(gathered: &Gathered, visitor: &Visitor) -> Markup {
     let shown: Vec<&Judged> = gathered.soon.runs.iter().take(SOON_MAX).collect();
     let now = gathered.at;
     html! {
         h2 #soon { "Lapses next" }
         @if shown.is_empty() {
-            p.quiet { "No run that is open can lapse." }
+            p.quiet {
+                @if gathered.soon.through.is_none() { "No open run" (as_seen(visitor)) " can lapse." }
+                @else { "None" (as_seen(visitor)) " among the " (SOON_EXAMINED) " runs that were looked at." }
+            }
         } @else {
             div.scroll tabindex="0" role="region" aria-labelledby="soon" { table {
                 thead { tr {
@@ -226,11 +233,11 @@ fn soon(gathered: &Gathered) -> Markup {
     }
 }
 
-fn reaps(gathered: &Gathered) -> Markup {
+fn reaps(gathered: &Gathered, visitor: &Visitor) -> Markup {
     html! {
         h2 #reaps { "Reaped lately" }
         @if gathered.reaps.is_empty() {
-            p.quiet { "Nothing was reaped lately. " a href="/runs?status=timed_out" { "All that ever was" } }
+            p.quiet { "No reap" (as_seen(visitor)) " among the latest facts. " a href="/runs?status=timed_out" { "All that timed out" } }
         } @else {
             ul.reaps {
                 @for reap in &gathered.reaps { li {

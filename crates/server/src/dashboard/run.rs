@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use lastbeat_domain::access::Action;
-use lastbeat_domain::{RunEvent, RunId, Status, Timestamp};
+use lastbeat_domain::{Run, RunEvent, RunId, Status, Timestamp};
 use lastbeat_store::{Judged, Stored, Timeline};
 use lastbeat_wire::{EventDocument, RunDocument, WhyDocument, answers};
 use maud::{Markup, html};
@@ -61,12 +61,12 @@ pub(super) async fn page(
     let asked_at = params.at()?;
     let _place = place(&app.searches).await?;
     let (past, stretches) = read(&app, id).await?;
-    let why = answers::why(app.store(), id, asked_at, None).await?;
+    let why = told(&app, id, asked_at).await?;
     let frame = Frame::whole(&past).asked(params.from, params.to);
     let judged = &past.judged;
     let live = !judged.run.status.is_terminal();
     let content = html! {
-        (done(params.done.as_deref()))
+        (done(params.done.as_deref(), &judged.run))
         div #live-head data-live { (head(judged)) }
         div.columns.wide {
             section aria-labelledby="time" {
@@ -77,7 +77,7 @@ pub(super) async fn page(
             div.beside {
                 section.why-box aria-labelledby="why" {
                     h2 #why { "Why" }
-                    div #live-why data-live[asked_at.is_none()] { (panel(&why)) }
+                    div #live-why data-live[asked_at.is_none()] { (why) }
                     p.copy { button #copy.quiet type="button" data-document={ "/runs/" (id) "/document" } hidden { "Copy as JSON" } " " a href={ "/runs/" (id) "/document" } { "JSON" } " " a href={ "/runs/" (id) "/bundle" } download { "Incident bundle" } " " span #copied role="status" {} }
                 }
                 section #live-acts data-live aria-label="Actions" { (acts(&visitor, judged)) }
@@ -125,12 +125,16 @@ pub(super) async fn why(
     permitted_run(&app, &visitor.caller, Action::SeeRun, id).await?;
     let at = params.at()?;
     let _place = place(&app.searches).await?;
+    Ok(sent(StatusCode::OK, told(&app, id, at).await?))
+}
+
+/// Why the run was as it was. The scrubber goes back to before it was made, too.
+async fn told(app: &App, id: RunId, at: Option<Timestamp>) -> Result<Markup, Problem> {
     match answers::why(app.store(), id, at, None).await {
-        Ok(why) => Ok(sent(StatusCode::OK, panel(&why))),
-        Err(answers::AskError::NotThereYet { at, .. }) => {
-            let none = html! { div.why data-at=(at) data-message="" { p.verdict { "At " (instant(at)) " there was no such run yet." } } };
-            Ok(sent(StatusCode::OK, none))
-        }
+        Ok(why) => Ok(panel(&why)),
+        Err(answers::AskError::NotThereYet { at, .. }) => Ok(html! {
+            div.why data-at=(at) data-message="" { p.verdict { "At " (instant(at)) " there was no such run yet." } }
+        }),
         Err(error) => Err(error.into()),
     }
 }
@@ -160,11 +164,19 @@ pub(super) async fn bundle(
     crate::events::bundle(State(app), visitor.caller, Named(id)).await
 }
 
-fn done(what: Option<&str>) -> Markup {
-    let said = match what {
-        Some("cancel") => "The run is to be cancelled. Its executor is told with its next heartbeat.",
-        Some("requeue") => "The run waits for another attempt.",
-        Some("reap") => "The run was reaped.",
+/// Says what was just done, as far as the run bears it out: anybody can write such an address.
+fn done(what: Option<&str>, run: &Run) -> Markup {
+    let is_reaped = run.reaped.last().is_some_and(|reaped| reaped.attempt == run.attempt);
+    let said = match (what, run.status) {
+        (Some("cancel"), Status::Cancelled) => "The run was cancelled.",
+        (Some("cancel"), Status::Claimed | Status::Running) if run.cancel_requested.is_some() => {
+            "The run is to be cancelled. Its executor is told with its next heartbeat."
+        }
+        (Some("requeue"), Status::Pending) if run.attempt > 0 || run.outcome.is_some() => {
+            "The run waits for another attempt."
+        }
+        (Some("reap"), Status::TimedOut) => "The run was reaped.",
+        (Some("reap"), Status::Pending) if is_reaped => "The run was reaped, and waits for another attempt.",
         _ => return html! {},
     };
     html! { p.done role="status" { "✓ " (said) } }

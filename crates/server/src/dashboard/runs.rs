@@ -1,6 +1,7 @@
 //! Runs, the newest first, by what is asked for in the address: so a list can be kept, sent and loaded again.
 
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Redirect, Response};
 use lastbeat_domain::access::Action;
 use lastbeat_domain::{Liveness, Name, RunId, Span, Status, Timestamp};
@@ -10,7 +11,7 @@ use serde::Deserialize;
 
 use super::frame::{Page, Section};
 use super::session::Visitor;
-use super::start;
+use super::start::{self, as_seen};
 use super::words::{ago, badge, encoded, executor_link, goal_link, instant, lane_link, or_nothing, run_link, until};
 use crate::app::App;
 use crate::body::Params;
@@ -64,6 +65,7 @@ struct Asked {
 pub(super) async fn page(
     State(app): State<App>,
     visitor: Visitor,
+    headers: HeaderMap,
     Params(params): Params<RunsParams>,
 ) -> Result<Response, Problem> {
     let q = params.q.trim();
@@ -81,14 +83,14 @@ pub(super) async fn page(
     let found = ask::list_where(app.store(), &asked.filter, keep, after, PAGE_RUNS, EXAMINED_MAX).await?;
     let is_all = params.query().is_empty() && params.after.is_none();
     let content = if is_all && found.runs.is_empty() && found.next.is_none() {
-        html! { div #live-start data-live { (start::first_run()) } }
+        html! { div #live-start data-live { (start::first_run(&visitor, &headers)) } }
     } else {
         let mut lanes = app.store().lanes().await?;
         lanes.retain(|lane| visitor.caller.check_lane(Action::SeeLane, lane).is_ok());
         html! {
             h1 { "Runs" }
             (form(&params, &lanes))
-            section #live-runs data-live aria-label="The runs" { (table(&found.runs, now)) (pages(&params, &found)) }
+            section #live-runs data-live aria-label="The runs" { (table(&found, now, as_seen(&visitor))) (pages(&params, &found)) }
         }
     };
     Ok(Page { title: "Runs", section: Section::Runs, now: Some(now), content }.shown(Some(&visitor)))
@@ -213,9 +215,15 @@ fn form(params: &RunsParams, lanes: &[Name]) -> Markup {
     }
 }
 
-fn table(runs: &[Judged], now: Timestamp) -> Markup {
+fn table(found: &ask::Page, now: Timestamp, as_seen: &str) -> Markup {
+    let runs = &found.runs;
     html! {
-        @if runs.is_empty() { p.quiet role="status" { "No run is like that." } }
+        @if runs.is_empty() {
+            p.quiet role="status" {
+                @if found.next.is_none() { "No run" (as_seen) " is like that." }
+                @else { "None" (as_seen) " among the " (EXAMINED_MAX) " that were looked at; go on with the older ones." }
+            }
+        }
         @else {
             div.scroll tabindex="0" role="region" aria-label="Runs" { table.runs {
                 thead { tr {
