@@ -183,15 +183,13 @@ pub(crate) struct Step {
 
 impl Step {
     /// Plans a step. `rows` are the first ones after the watermark, without the last of all; those up to log time `until`
-    /// may go. `None` if there are fewer than `rows_min`.
+    /// may go. `None` if there are none. Whether they are enough to begin with is not asked of them, since a step may hold
+    /// fewer rows than that, if there are many heartbeats to a row.
     ///
     /// # Errors
     /// If a row is not what was written.
-    pub(crate) fn plan(mut rows: Vec<BeatsRow>, until: Timestamp, rows_min: u64) -> Result<Option<Step>, StoreError> {
+    pub(crate) fn plan(mut rows: Vec<BeatsRow>, until: Timestamp) -> Result<Option<Step>, StoreError> {
         let old = rows.iter().take_while(|row| row.recorded_at <= until.as_micros()).count();
-        if (old as u64) < rows_min {
-            return Ok(None);
-        }
         rows.truncate(old);
         let Some(through) = rows.last().map(|row| row.position) else { return Ok(None) };
         let mut heard = Vec::new();
@@ -393,22 +391,21 @@ mod tests {
         let row =
             |position: i64, at: i64| BeatsRow::pack(position, Timestamp::from_micros(at), &[(1, position as u64)]);
         let rows = vec![row(5, 10), row(6, 30), row(7, 20)];
-        let plan = |rows: &[BeatsRow], until, min| Step::plan(rows.to_vec(), Timestamp::from_micros(until), min);
+        let plan = |rows: &[BeatsRow], until| Step::plan(rows.to_vec(), Timestamp::from_micros(until));
         // Row 7 is old enough, and comes after one that is not.
-        assert_eq!(plan(&rows, 20, 0).unwrap().unwrap().through, 5);
-        assert_eq!(plan(&rows, 30, 3).unwrap().unwrap().through, 7);
-        assert!(plan(&rows, 30, 4).unwrap().is_none() && plan(&rows, 9, 0).unwrap().is_none());
-        assert!(plan(&[], 30, 0).unwrap().is_none());
+        assert_eq!(plan(&rows, 20).unwrap().unwrap().through, 5);
+        assert_eq!(plan(&rows, 30).unwrap().unwrap().through, 7);
+        assert!(plan(&rows, 9).unwrap().is_none() && plan(&[], 30).unwrap().is_none());
         let mut changed = rows.clone();
         changed[1].recorded_at -= 1;
-        assert!(plan(&changed, 10, 0).unwrap().is_some());
-        assert!(matches!(plan(&changed, 30, 0), Err(StoreError::Corrupt(_))));
+        assert!(plan(&changed, 10).unwrap().is_some());
+        assert!(matches!(plan(&changed, 30), Err(StoreError::Corrupt(_))));
     }
 
     #[test]
     fn a_heartbeat_is_kept_only_at_its_instant() {
         let rows = vec![BeatsRow::pack(1, Timestamp::from_micros(150_000_000), &[(7, 5)])];
-        let step = Step::plan(rows, Timestamp::from_micros(i64::MAX), 0).unwrap().unwrap();
+        let step = Step::plan(rows, Timestamp::from_micros(i64::MAX)).unwrap().unwrap();
         assert!(step.check_kept(7, &[segment(4, 3, 1)]).is_ok());
         assert!(step.check_kept(7, &[segment(6, 3, 1)]).is_err());
         let late = SegmentRow::pack(7, 1, &[Beat { version: 5, at: 150_000_001 }]);

@@ -26,6 +26,7 @@ on_each_backend! {
     a_compaction_that_is_cut_off_anywhere_leaves_all_as_it_was,
     whoever_reads_meanwhile_misses_nothing_and_sees_nothing_twice,
     young_rows_and_the_last_one_stay_and_few_are_not_worth_an_event,
+    rows_of_so_many_heartbeats_that_a_step_holds_few_of_them_are_compacted,
     a_rebuild_after_a_compaction_finds_nothing_to_do,
     the_segments_of_a_settled_run_become_one,
     a_projection_that_lost_a_tail_loses_no_heartbeat,
@@ -301,6 +302,27 @@ async fn young_rows_and_the_last_one_stay_and_few_are_not_worth_an_event(place: 
     assert_eq!(told(store, vec![beat(run_id(1), 1)]).await, 1);
     assert_eq!(store.compact(ALL).await.unwrap().through, Some(50));
     assert_eq!(damage(store).await, []);
+}
+
+/// A step holds 100,000 heartbeats at the most.
+async fn rows_of_so_many_heartbeats_that_a_step_holds_few_of_them_are_compacted(place: Place) {
+    const BEATING: u128 = 250;
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    let spec = || Box::new(RunSpec::of_lane(name("watcher")));
+    let create = |number| Command::Create { run: run_id(number), spec: spec(), claim: Some(claimant("mac-7", "c1")) };
+    assert_eq!(told(store, (1..=BEATING).map(create).collect()).await, BEATING as usize);
+    // The first heartbeat of a run is no plain one.
+    for _ in 0..405 {
+        place.clock.advance(Span::from_seconds(30));
+        told(store, (1..=BEATING).map(|number| beat(run_id(number), 1)).collect()).await;
+    }
+    let bounds = |rows_min| Bounds { rows_min, ..ALL };
+    let rows = store.compact(bounds(u64::MAX)).await.unwrap().left;
+    assert!(store.compact(bounds(rows)).await.unwrap().is_empty(), "the last of {rows} rows does not count");
+    let step = store.compact(bounds(rows - 1)).await.unwrap();
+    assert!(step.beats > 99_000 && step.beats <= 100_000 && step.rows < rows - 1, "{step:?} of {rows} rows");
+    assert!(store.compact(bounds(rows - step.rows)).await.unwrap().is_empty());
 }
 
 async fn a_rebuild_after_a_compaction_finds_nothing_to_do(place: Place) {
