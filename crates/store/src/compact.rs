@@ -40,7 +40,7 @@ pub(crate) const STEP_BEATS_MAX: i64 = 100_000;
 /// The tails or segments of how many runs one transaction writes.
 pub(crate) const RUNS_AT_ONCE: usize = 100;
 /// How many heartbeats a merged segment holds at the most: whoever reads one of them unpacks them all.
-const MERGED_BEATS_MAX: u64 = 4_096;
+pub(crate) const MERGED_BEATS_MAX: u64 = 4_096;
 /// Below this many heartbeats a segment is small: a full tail has fewer.
 const SMALL_BEATS: u64 = 64;
 /// How many small segments of an attempt that goes on are merged at the least. What is merged is not small any more, so
@@ -300,7 +300,8 @@ pub(crate) fn has_ended(status: Status, attempt: i64, of: i64) -> bool {
     !status.is_in_flight() || attempt != of
 }
 
-/// Plans which segments of a run are merged; they come in the order of their versions.
+/// Plans which segments of a run are merged; they come in the order of their versions. Those that are full are not merged,
+/// and keep what is before them apart from what comes after: they need not bring their heartbeats.
 ///
 /// # Errors
 /// If one is not what was written.
@@ -377,6 +378,15 @@ mod tests {
         let planned = merges(segments, |_| true).unwrap();
         assert!(planned.iter().all(|merge| merge.whole.count <= signed(MERGED_BEATS_MAX)));
         assert_eq!(planned.iter().map(|merge| merge.parts.len()).sum::<usize>(), 200);
+    }
+
+    #[test]
+    fn a_full_segment_stays_and_keeps_its_neighbours_apart() {
+        let full = SegmentRow { data: Vec::new(), ..segment(64, MERGED_BEATS_MAX, 1) };
+        let after = 64 + MERGED_BEATS_MAX;
+        let segments = vec![segment(4, 30, 1), segment(34, 30, 1), full, segment(after, 30, 1)];
+        assert_eq!(shape(&merges(segments.clone(), |_| true).unwrap()), [(2, 4, 63)]);
+        assert!(merges(segments[1..].to_vec(), |_| true).unwrap().is_empty());
     }
 
     #[test]

@@ -15,7 +15,8 @@ use super::clock::PgClock;
 use super::rows::{read_beats, read_segment, read_word, unwritten_tail};
 use super::write::insert_segments;
 use crate::compact::{
-    Bounds, CompactionReport, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended, merges,
+    Bounds, CompactionReport, MERGED_BEATS_MAX, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended,
+    merges,
 };
 use crate::error::StoreError;
 use crate::log::{SegmentRow, signed, unsigned};
@@ -156,9 +157,12 @@ async fn flush(
 /// Merges the segments of some runs.
 async fn merge(connection: &mut PgConnection, runs: &[i64], report: &mut CompactionReport) -> Result<(), StoreError> {
     // One statement, so one snapshot; a run whose attempt ends meanwhile is merged another time.
-    let select = "SELECT s.*, r.status, r.attempt AS last_attempt FROM segments AS s JOIN runs AS r ON r.number = s.run \
-                  WHERE s.run = ANY($1) ORDER BY s.run, s.first_version";
-    let rows = sqlx::query(select).bind(runs).fetch_all(&mut *connection).await?;
+    let select = "SELECT s.run, s.first_version, s.last_version, s.attempt, s.first_at, s.last_at, s.count, s.digest, \
+                  CASE WHEN s.count < $2 THEN s.data ELSE '' END AS data, r.status, r.attempt AS last_attempt \
+                  FROM segments AS s JOIN runs AS r ON r.number = s.run WHERE s.run = ANY($1) \
+                  ORDER BY s.run, s.first_version";
+    let query = sqlx::query(select).bind(runs).bind(signed(MERGED_BEATS_MAX));
+    let rows = query.fetch_all(&mut *connection).await?;
     let mut planned = Vec::new();
     let mut rest = rows.as_slice();
     while let Some(first) = rest.first() {

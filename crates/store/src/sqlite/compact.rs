@@ -14,7 +14,8 @@ use super::rows::{RUN_COLUMNS, read_beats, read_run, read_segment, read_word};
 use super::write::{insert_event, insert_segment, put_head};
 use crate::clock::Clock;
 use crate::compact::{
-    Bounds, CompactionReport, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended, merges,
+    Bounds, CompactionReport, MERGED_BEATS_MAX, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended,
+    merges,
 };
 use crate::error::StoreError;
 use crate::log::{EventRow, SegmentRow, signed, unsigned};
@@ -186,7 +187,11 @@ async fn merge(
         let select = sqlx::query("SELECT status, attempt FROM runs WHERE number = ?").bind(*run);
         let Some(row) = select.fetch_optional(&mut *connection).await? else { continue };
         let (status, attempt): (Status, i64) = (read_word(&row, "status")?, row.try_get("attempt")?);
-        let segments = segments(connection, *run, 0, i64::MAX).await?;
+        let select = "SELECT run, first_version, last_version, attempt, first_at, last_at, count, digest, \
+                      iif(count < ?2, data, x'') AS data FROM segments WHERE run = ?1 ORDER BY first_version";
+        let query = sqlx::query(select).bind(*run).bind(signed(MERGED_BEATS_MAX));
+        let rows = query.fetch_all(&mut *connection).await?;
+        let segments = rows.iter().map(read_segment).collect::<Result<Vec<_>, StoreError>>()?;
         planned.extend(merges(segments, |of| has_ended(status, attempt, of))?);
     }
     if planned.is_empty() {
