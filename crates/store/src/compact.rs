@@ -40,7 +40,7 @@ pub(crate) const STEP_BEATS_MAX: i64 = 100_000;
 /// The tails or segments of how many runs one transaction writes.
 pub(crate) const RUNS_AT_ONCE: usize = 100;
 /// How many heartbeats a merged segment holds at the most: whoever reads one of them unpacks them all.
-const MERGED_BEATS_MAX: u64 = 4_096;
+pub(crate) const MERGED_BEATS_MAX: u64 = 4_096;
 /// Below this many heartbeats a segment is small: a full tail has fewer.
 const SMALL_BEATS: u64 = 64;
 /// How many small segments of an attempt that goes on are merged at the least. What is merged is not small any more, so
@@ -183,15 +183,13 @@ pub(crate) struct Step {
 
 impl Step {
     /// Plans a step. `rows` are the first ones after the watermark, without the last of all; those up to log time `until`
-    /// may go. `None` if there are fewer than `rows_min`.
+    /// may go. `None` if there are none. Whether they are enough to begin with is not asked of them, since a step may hold
+    /// fewer rows than that, if there are many heartbeats to a row.
     ///
     /// # Errors
     /// If a row is not what was written.
-    pub(crate) fn plan(mut rows: Vec<BeatsRow>, until: Timestamp, rows_min: u64) -> Result<Option<Step>, StoreError> {
+    pub(crate) fn plan(mut rows: Vec<BeatsRow>, until: Timestamp) -> Result<Option<Step>, StoreError> {
         let old = rows.iter().take_while(|row| row.recorded_at <= until.as_micros()).count();
-        if (old as u64) < rows_min {
-            return Ok(None);
-        }
         rows.truncate(old);
         let Some(through) = rows.last().map(|row| row.position) else { return Ok(None) };
         let mut heard = Vec::new();
@@ -302,7 +300,8 @@ pub(crate) fn has_ended(status: Status, attempt: i64, of: i64) -> bool {
     !status.is_in_flight() || attempt != of
 }
 
-/// Plans which segments of a run are merged; they come in the order of their versions.
+/// Plans which segments of a run are merged; they come in the order of their versions. Those that are full are not merged,
+/// and keep what is before them apart from what comes after: they need not bring their heartbeats.
 ///
 /// # Errors
 /// If one is not what was written.
@@ -382,6 +381,15 @@ mod tests {
     }
 
     #[test]
+    fn a_full_segment_stays_and_keeps_its_neighbours_apart() {
+        let full = SegmentRow { data: Vec::new(), ..segment(64, MERGED_BEATS_MAX, 1) };
+        let after = 64 + MERGED_BEATS_MAX;
+        let segments = vec![segment(4, 30, 1), segment(34, 30, 1), full, segment(after, 30, 1)];
+        assert_eq!(shape(&merges(segments.clone(), |_| true).unwrap()), [(2, 4, 63)]);
+        assert!(merges(segments[1..].to_vec(), |_| true).unwrap().is_empty());
+    }
+
+    #[test]
     fn a_changed_segment_is_not_merged_away() {
         let mut changed = segment(34, 30, 1);
         changed.first_at += 1;
@@ -393,22 +401,21 @@ mod tests {
         let row =
             |position: i64, at: i64| BeatsRow::pack(position, Timestamp::from_micros(at), &[(1, position as u64)]);
         let rows = vec![row(5, 10), row(6, 30), row(7, 20)];
-        let plan = |rows: &[BeatsRow], until, min| Step::plan(rows.to_vec(), Timestamp::from_micros(until), min);
+        let plan = |rows: &[BeatsRow], until| Step::plan(rows.to_vec(), Timestamp::from_micros(until));
         // Row 7 is old enough, and comes after one that is not.
-        assert_eq!(plan(&rows, 20, 0).unwrap().unwrap().through, 5);
-        assert_eq!(plan(&rows, 30, 3).unwrap().unwrap().through, 7);
-        assert!(plan(&rows, 30, 4).unwrap().is_none() && plan(&rows, 9, 0).unwrap().is_none());
-        assert!(plan(&[], 30, 0).unwrap().is_none());
+        assert_eq!(plan(&rows, 20).unwrap().unwrap().through, 5);
+        assert_eq!(plan(&rows, 30).unwrap().unwrap().through, 7);
+        assert!(plan(&rows, 9).unwrap().is_none() && plan(&[], 30).unwrap().is_none());
         let mut changed = rows.clone();
         changed[1].recorded_at -= 1;
-        assert!(plan(&changed, 10, 0).unwrap().is_some());
-        assert!(matches!(plan(&changed, 30, 0), Err(StoreError::Corrupt(_))));
+        assert!(plan(&changed, 10).unwrap().is_some());
+        assert!(matches!(plan(&changed, 30), Err(StoreError::Corrupt(_))));
     }
 
     #[test]
     fn a_heartbeat_is_kept_only_at_its_instant() {
         let rows = vec![BeatsRow::pack(1, Timestamp::from_micros(150_000_000), &[(7, 5)])];
-        let step = Step::plan(rows, Timestamp::from_micros(i64::MAX), 0).unwrap().unwrap();
+        let step = Step::plan(rows, Timestamp::from_micros(i64::MAX)).unwrap().unwrap();
         assert!(step.check_kept(7, &[segment(4, 3, 1)]).is_ok());
         assert!(step.check_kept(7, &[segment(6, 3, 1)]).is_err());
         let late = SegmentRow::pack(7, 1, &[Beat { version: 5, at: 150_000_001 }]);

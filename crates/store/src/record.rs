@@ -126,6 +126,16 @@ pub fn take_in(run: &mut Option<Run>, stored: &Stored) -> Result<(), EvolveError
     Ok(())
 }
 
+/// The segments of a run, by number, that hold its first plain heartbeats after a version: so many that they hold one
+/// more than a limit. They do not overlap, so none before the last that begins by the version holds any. Nobody knows
+/// how many of the first one's heartbeats come after the version, so it is counted for nothing.
+pub(crate) const SEGMENTS_OF_PAGE: &str = "SELECT * FROM segments WHERE run = $1 AND first_version IN (SELECT \
+     first_version FROM (SELECT first_version, sum(count) OVER version - first_value(count) OVER version - count \
+     AS before FROM (SELECT first_version, count FROM segments WHERE run = $1 AND last_version > $2 \
+     AND first_version >= coalesce((SELECT max(first_version) FROM segments WHERE run = $1 AND first_version <= $2), 0) \
+     ORDER BY first_version LIMIT $3 + 1) AS next WINDOW version AS (ORDER BY first_version)) AS summed \
+     WHERE before <= $3) ORDER BY first_version";
+
 /// Puts a page of a run's stream together: rows of events, at most one more than `limit`, segments and the tail, in the
 /// order of their versions.
 ///
@@ -145,9 +155,16 @@ pub(crate) fn put_in_order(
         Stored::Known(Recorded { run, version: beat.version, recorded_at, event })
     };
     let mut facts = events;
+    // One more than the page holds says that there is more. What comes after that is not unpacked.
+    let mut room = limit.saturating_add(1);
     for segment in segments {
+        if room == 0 {
+            break;
+        }
         let (attempt, beats) = segment.unpack(run)?;
-        facts.extend(beats.iter().filter(|beat| beat.version > after).map(|beat| plain(beat, attempt)));
+        let before = facts.len();
+        facts.extend(beats.iter().filter(|beat| beat.version > after).take(room).map(|beat| plain(beat, attempt)));
+        room -= facts.len() - before;
     }
     let tail = row.tail.as_ref().map_err(|error| StoreError::Corrupt(format!("the tail of run {run}: {error}")))?;
     let tail = tail.iter().filter(|beat| beat.version > after);

@@ -26,8 +26,10 @@ on_each_backend! {
     a_compaction_that_is_cut_off_anywhere_leaves_all_as_it_was,
     whoever_reads_meanwhile_misses_nothing_and_sees_nothing_twice,
     young_rows_and_the_last_one_stay_and_few_are_not_worth_an_event,
+    rows_of_so_many_heartbeats_that_a_step_holds_few_of_them_are_compacted,
     a_rebuild_after_a_compaction_finds_nothing_to_do,
     the_segments_of_a_settled_run_become_one,
+    a_page_of_a_long_run_unpacks_no_more_than_it_holds,
     a_projection_that_lost_a_tail_loses_no_heartbeat,
     a_watermark_beyond_any_store_is_not_imported,
 }
@@ -303,6 +305,27 @@ async fn young_rows_and_the_last_one_stay_and_few_are_not_worth_an_event(place: 
     assert_eq!(damage(store).await, []);
 }
 
+/// A step holds 100,000 heartbeats at the most.
+async fn rows_of_so_many_heartbeats_that_a_step_holds_few_of_them_are_compacted(place: Place) {
+    const BEATING: u128 = 250;
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    let spec = || Box::new(RunSpec::of_lane(name("watcher")));
+    let create = |number| Command::Create { run: run_id(number), spec: spec(), claim: Some(claimant("mac-7", "c1")) };
+    assert_eq!(told(store, (1..=BEATING).map(create).collect()).await, BEATING as usize);
+    // The first heartbeat of a run is no plain one.
+    for _ in 0..405 {
+        place.clock.advance(Span::from_seconds(30));
+        told(store, (1..=BEATING).map(|number| beat(run_id(number), 1)).collect()).await;
+    }
+    let bounds = |rows_min| Bounds { rows_min, ..ALL };
+    let rows = store.compact(bounds(u64::MAX)).await.unwrap().left;
+    assert!(store.compact(bounds(rows)).await.unwrap().is_empty(), "the last of {rows} rows does not count");
+    let step = store.compact(bounds(rows - 1)).await.unwrap();
+    assert!(step.beats > 99_000 && step.beats <= 100_000 && step.rows < rows - 1, "{step:?} of {rows} rows");
+    assert!(store.compact(bounds(rows - step.rows)).await.unwrap().is_empty());
+}
+
 async fn a_rebuild_after_a_compaction_finds_nothing_to_do(place: Place) {
     let (store, mut numbers) = filled(&place, 80).await;
     let store = store.as_ref();
@@ -333,20 +356,77 @@ async fn the_segments_of_a_settled_run_become_one(place: Place) {
     assert_eq!(damage(store).await, []);
 }
 
-/// Empties the tails behind the store's back.
-async fn lose_tails(place: &Place) {
+/// Runs a statement behind the store's back, of those for either kind.
+async fn behind_its_back(place: &Place, database: &str, sqlite: &'static str, postgres: &'static str) {
     use sqlx::ConnectOptions;
     match place.backend() {
         lastbeat_testkit::Backend::Sqlite => {
-            let file = sqlx::sqlite::SqliteConnectOptions::new().filename(place.file("a.db"));
-            sqlx::raw_sql("UPDATE runs SET tail = x''").execute(&mut file.connect().await.unwrap()).await.unwrap();
+            let file = sqlx::sqlite::SqliteConnectOptions::new().filename(place.file(&format!("{database}.db")));
+            sqlx::raw_sql(sqlite).execute(&mut file.connect().await.unwrap()).await.unwrap();
         }
         lastbeat_testkit::Backend::Postgres => {
-            let options: sqlx::postgres::PgConnectOptions = place.database("a").await.parse().unwrap();
-            let mut shell = options.connect().await.unwrap();
-            sqlx::raw_sql("UPDATE beating SET tail = ''").execute(&mut shell).await.unwrap();
+            let options: sqlx::postgres::PgConnectOptions = place.database(database).await.parse().unwrap();
+            sqlx::raw_sql(postgres).execute(&mut options.connect().await.unwrap()).await.unwrap();
         }
     }
+}
+
+async fn a_page_of_a_long_run_unpacks_no_more_than_it_holds(place: Place) {
+    const BEATS: u64 = 10_000;
+    let run = run_id(1);
+    let mut lines = exported(one_run(&place, 5).await.as_ref()).await;
+    let (version, last) = (lines.len() as u64, lines.last().unwrap().clone());
+    let mut at = lastbeat_store::Clock::now(place.clock.as_ref());
+    for next in version + 1..=version + BEATS {
+        at = at.plus(Span::from_seconds(30));
+        let mut line: serde_json::Value = serde_json::from_str(&last).unwrap();
+        line["version"] = next.into();
+        line["recorded_at"] = at.to_string().into();
+        lines.push(line.to_string());
+    }
+    place.clock.set(at.plus(Span::from_seconds(30)));
+    let store = place.store("b").await;
+    let store = store.as_ref();
+    store.import(check_import(Cursor::new(lines.join("\n")), at).unwrap()).await.unwrap();
+    for _ in 0..2 {
+        place.clock.advance(Span::from_seconds(30));
+        assert_eq!(told(store, vec![beat(run, 1)]).await, 1);
+    }
+    told(store, vec![Command::Complete { report: report(run, 1, "c1"), output: None }]).await;
+    let step = store.compact(ALL).await.unwrap();
+    assert!(step.merged > 15 && step.merged_into < 4, "{step:?}");
+
+    let whole = ask::whole_stream(store, run).await.unwrap();
+    assert_eq!(whole.len() as u64, version + BEATS + 3);
+    for limit in [7, 512, 5_000] {
+        let (mut facts, mut after) = (Vec::new(), Some(0));
+        while let Some(version) = after {
+            let page = store.stream(run, version, limit).await.unwrap();
+            assert!(page.facts.len() == limit || page.next.is_none());
+            facts.extend(page.facts);
+            after = page.next;
+        }
+        assert_eq!(facts, whole, "in pages of {limit}");
+    }
+
+    // The last segment cannot be unpacked: who reads the first page does not notice.
+    behind_its_back(
+        &place,
+        "b",
+        "DROP TRIGGER segments_no_update; \
+         UPDATE segments SET data = x'' WHERE first_version = (SELECT max(first_version) FROM segments)",
+        "ALTER TABLE segments DISABLE TRIGGER segments_append_only; \
+         UPDATE segments SET data = '' WHERE first_version = (SELECT max(first_version) FROM segments)",
+    )
+    .await;
+    assert_eq!(store.stream(run, 0, 50).await.unwrap().facts, whole[..50]);
+    let error = store.stream(run, whole.len() as u64 - 50, 50).await.unwrap_err();
+    assert!(matches!(error, StoreError::Corrupt(_)), "{error}");
+}
+
+/// Empties the tails behind the store's back.
+async fn lose_tails(place: &Place) {
+    behind_its_back(place, "a", "UPDATE runs SET tail = x''", "UPDATE beating SET tail = ''").await;
 }
 
 async fn a_projection_that_lost_a_tail_loses_no_heartbeat(place: Place) {

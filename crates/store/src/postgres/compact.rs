@@ -15,10 +15,11 @@ use super::clock::PgClock;
 use super::rows::{read_beats, read_segment, read_word, unwritten_tail};
 use super::write::insert_segments;
 use crate::compact::{
-    Bounds, CompactionReport, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended, merges,
+    Bounds, CompactionReport, MERGED_BEATS_MAX, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended,
+    merges,
 };
 use crate::error::StoreError;
-use crate::log::{SegmentRow, unsigned};
+use crate::log::{SegmentRow, signed, unsigned};
 
 /// Keeps other compactions and rebuilds away; the lock goes with the session. The doors take it too, whoever knocks.
 const ONLY_ONE: &str = "SELECT pg_try_advisory_lock(hashtext('lastbeat compaction'), hashtext(current_schema()))";
@@ -78,12 +79,24 @@ fn at_the_door(error: sqlx::Error) -> StoreError {
 
 /// Reads the first rows after the watermark, but for the last of all.
 async fn plan(connection: &mut PgConnection, bounds: Bounds) -> Result<Option<Step>, StoreError> {
+    if !are_enough(connection, bounds).await? {
+        return Ok(None);
+    }
     let select = "SELECT * FROM (SELECT *, sum(count) OVER (ORDER BY position) AS total FROM (SELECT * FROM beats \
                   WHERE position > lastbeat_compacted_through() AND position < (SELECT max(position) FROM beats) \
                   ORDER BY position LIMIT $1) AS first) AS summed WHERE total <= $2 OR total = count ORDER BY position";
     let rows = sqlx::query(select).bind(STEP_ROWS_MAX).bind(STEP_BEATS_MAX).fetch_all(connection).await?;
     let rows = rows.iter().map(read_beats).collect::<Result<Vec<_>, StoreError>>()?;
-    Step::plan(rows, bounds.until, bounds.rows_min)
+    Step::plan(rows, bounds.until)
+}
+
+/// Says whether the first rows that it takes to begin with are old enough, whatever number of them a step holds.
+async fn are_enough(connection: &mut PgConnection, bounds: Bounds) -> Result<bool, StoreError> {
+    let select = "SELECT count(*) FROM (SELECT recorded_at FROM beats WHERE position > lastbeat_compacted_through() \
+                  AND position < (SELECT max(position) FROM beats) ORDER BY position LIMIT $1) AS first \
+                  WHERE recorded_at <= $2";
+    let query = sqlx::query_scalar(select).bind(signed(bounds.rows_min)).bind(bounds.until.as_micros());
+    Ok(unsigned(query.fetch_one(connection).await?)? >= bounds.rows_min)
 }
 
 /// The ids of those runs that have something in their tails.
@@ -144,9 +157,12 @@ async fn flush(
 /// Merges the segments of some runs.
 async fn merge(connection: &mut PgConnection, runs: &[i64], report: &mut CompactionReport) -> Result<(), StoreError> {
     // One statement, so one snapshot; a run whose attempt ends meanwhile is merged another time.
-    let select = "SELECT s.*, r.status, r.attempt AS last_attempt FROM segments AS s JOIN runs AS r ON r.number = s.run \
-                  WHERE s.run = ANY($1) ORDER BY s.run, s.first_version";
-    let rows = sqlx::query(select).bind(runs).fetch_all(&mut *connection).await?;
+    let select = "SELECT s.run, s.first_version, s.last_version, s.attempt, s.first_at, s.last_at, s.count, s.digest, \
+                  CASE WHEN s.count < $2 THEN s.data ELSE '' END AS data, r.status, r.attempt AS last_attempt \
+                  FROM segments AS s JOIN runs AS r ON r.number = s.run WHERE s.run = ANY($1) \
+                  ORDER BY s.run, s.first_version";
+    let query = sqlx::query(select).bind(runs).bind(signed(MERGED_BEATS_MAX));
+    let rows = query.fetch_all(&mut *connection).await?;
     let mut planned = Vec::new();
     let mut rest = rows.as_slice();
     while let Some(first) = rest.first() {

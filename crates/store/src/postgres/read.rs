@@ -13,7 +13,7 @@ use crate::batch::{Head, RunRow};
 use crate::error::StoreError;
 use crate::log::{EventRow, signed, unsigned};
 use crate::reaps::{PAGE_ROWS, ReapPage, ReapRow};
-use crate::record::{Stored, decode_run_event, feed_entry, put_in_order};
+use crate::record::{SEGMENTS_OF_PAGE, Stored, decode_run_event, feed_entry, put_in_order};
 use crate::service::ServiceLog;
 use crate::{FeedEntry, Filter, Sample, StreamPage};
 
@@ -133,13 +133,8 @@ pub(super) async fn stream(
     limit: usize,
 ) -> Result<StreamPage, StoreError> {
     let facts = events(connection, row, after, limit + 1).await?;
-    let segments =
-        sqlx::query("SELECT * FROM segments WHERE run = $1 AND last_version > $2 ORDER BY first_version LIMIT $3")
-            .bind(row.number)
-            .bind(signed(after))
-            .bind(signed(limit as u64 + 1))
-            .fetch_all(connection)
-            .await?;
+    let query = sqlx::query(SEGMENTS_OF_PAGE).bind(row.number).bind(signed(after)).bind(signed(limit as u64));
+    let segments = query.fetch_all(connection).await?;
     let segments = segments.iter().map(read_segment).collect::<Result<Vec<_>, StoreError>>()?;
     put_in_order(row, facts, &segments, after, limit)
 }

@@ -14,10 +14,11 @@ use super::rows::{RUN_COLUMNS, read_beats, read_run, read_segment, read_word};
 use super::write::{insert_event, insert_segment, put_head};
 use crate::clock::Clock;
 use crate::compact::{
-    Bounds, CompactionReport, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended, merges,
+    Bounds, CompactionReport, MERGED_BEATS_MAX, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended,
+    merges,
 };
 use crate::error::StoreError;
-use crate::log::{EventRow, SegmentRow, unsigned};
+use crate::log::{EventRow, SegmentRow, signed, unsigned};
 
 /// How long others may write after each transaction. Whoever waits for the file looks again after a moment, so a pause
 /// must be longer than that moment.
@@ -95,12 +96,23 @@ async fn plan(
     let mut snapshot = connection.begin().await?;
     let left = "SELECT coalesce((SELECT max(position) FROM beats) - (SELECT min(position) FROM beats) + 1, 0)";
     report.left = unsigned(sqlx::query_scalar(left).fetch_one(&mut *snapshot).await?)?;
+    if !are_enough(&mut snapshot, bounds).await? {
+        return Ok(None);
+    }
     let select = "SELECT * FROM (SELECT *, sum(count) OVER (ORDER BY position) AS total FROM (SELECT * FROM beats \
                   WHERE position < (SELECT max(position) FROM beats) ORDER BY position LIMIT ?1)) \
                   WHERE total <= ?2 OR total = count ORDER BY position";
     let rows = sqlx::query(select).bind(STEP_ROWS_MAX).bind(STEP_BEATS_MAX).fetch_all(&mut *snapshot).await?;
     let rows = rows.iter().map(read_beats).collect::<Result<Vec<_>, StoreError>>()?;
-    Step::plan(rows, bounds.until, bounds.rows_min)
+    Step::plan(rows, bounds.until)
+}
+
+/// Says whether the first rows that it takes to begin with are old enough, whatever number of them a step holds.
+async fn are_enough(connection: &mut SqliteConnection, bounds: Bounds) -> Result<bool, StoreError> {
+    let select = "SELECT count(*) FROM (SELECT recorded_at FROM beats \
+                  WHERE position < (SELECT max(position) FROM beats) ORDER BY position LIMIT ?1) WHERE recorded_at <= ?2";
+    let query = sqlx::query_scalar(select).bind(signed(bounds.rows_min)).bind(bounds.until.as_micros());
+    Ok(unsigned(query.fetch_one(connection).await?)? >= bounds.rows_min)
 }
 
 /// Writes out the tails of some runs that hold heartbeats of the step.
@@ -175,7 +187,11 @@ async fn merge(
         let select = sqlx::query("SELECT status, attempt FROM runs WHERE number = ?").bind(*run);
         let Some(row) = select.fetch_optional(&mut *connection).await? else { continue };
         let (status, attempt): (Status, i64) = (read_word(&row, "status")?, row.try_get("attempt")?);
-        let segments = segments(connection, *run, 0, i64::MAX).await?;
+        let select = "SELECT run, first_version, last_version, attempt, first_at, last_at, count, digest, \
+                      iif(count < ?2, data, x'') AS data FROM segments WHERE run = ?1 ORDER BY first_version";
+        let query = sqlx::query(select).bind(*run).bind(signed(MERGED_BEATS_MAX));
+        let rows = query.fetch_all(&mut *connection).await?;
+        let segments = rows.iter().map(read_segment).collect::<Result<Vec<_>, StoreError>>()?;
         planned.extend(merges(segments, |of| has_ended(status, attempt, of))?);
     }
     if planned.is_empty() {
