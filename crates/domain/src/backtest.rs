@@ -731,7 +731,8 @@ impl Tally {
         }
     }
 
-    /// Finds the shortest length that was asked for and under which no reap by the window's rule is wrong.
+    /// Finds the shortest length that was asked for, that is long enough, and under which no reap by the window's rule is
+    /// wrong. Where another rule reaps first, the second does not follow from the first.
     fn shortest(&self, window: Window, silence: Silence, wrong: impl Fn((u64, u64)) -> u64) -> Shortest {
         let asked = self.outcomes.iter().filter_map(|outcome| Some((outcome.alternative.window(window)??, outcome)));
         let mut lengths: BTreeMap<Span, u64> = BTreeMap::new();
@@ -739,7 +740,8 @@ impl Tally {
             let of_rule = outcome.wrong_by_rule.get(&silence.rule).copied().unwrap_or_default();
             *lengths.entry(length).or_default() += wrong(of_rule);
         }
-        let asked = lengths.into_iter().find(|(_, wrong)| *wrong == 0).map(|(length, _)| length);
+        let asked = lengths.into_iter().find(|(length, wrong)| *length >= silence.charged && *wrong == 0);
+        let asked = asked.map(|(length, _)| length);
         Shortest { silence, asked, margin: asked.map(|length| length.minus(silence.charged)) }
     }
 }
@@ -941,6 +943,19 @@ mod tests {
             let report = tested(Alternative::combinations(&list).unwrap(), &[facts]);
             assert_eq!(report.outcomes[1].wrong, wrong);
         }
+    }
+
+    #[test]
+    fn a_window_under_which_another_rule_was_quicker_is_not_long_enough_for_that() {
+        let slow = stream(1, vec![(10, claimed(1)), (20, beat(1)), (110, beat(1)), (120, completed(1, false))]);
+        let with = |lengths: &[u64]| {
+            let lengths = lengths.iter().map(|length| Some(seconds(*length))).collect();
+            let lists = [(Window::HeartbeatWindow, lengths), (Window::MaxRuntime, vec![Some(seconds(50))])];
+            let report = tested(Alternative::combinations(&lists).unwrap(), std::slice::from_ref(&slow));
+            report.windows[0].no_wrong.unwrap()
+        };
+        assert_eq!((with(&[60]).asked, with(&[60]).margin), (None, None));
+        assert_eq!(with(&[60, 100]).asked, Some(seconds(100)));
     }
 
     #[test]
