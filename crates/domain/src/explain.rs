@@ -120,7 +120,8 @@ pub fn looked_back(life: &Life, listening: &Listening) -> Option<String> {
         }
         _ => None,
     };
-    let near = life.nearest.map(|Nearest { at, rule, left, over }| {
+    // Of one that was reaped it is known how near it came.
+    let near = life.nearest.filter(|_| life.reap.is_none()).map(|Nearest { at, rule, left, over }| {
         if over > Span::ZERO {
             format!("over its limit by {over} at {} ({rule}), and not reaped", at.time_of_day())
         } else {
@@ -137,9 +138,9 @@ const SPANS_NAMED: usize = 5;
 /// Says the same at length, a sentence a line: what brought an attempt near to being reaped, and what spared it.
 pub fn life_lines(life: &Life, listening: &Listening) -> Vec<String> {
     let mut lines = Vec::new();
-    if let Some(Nearest { at, rule, left, over }) = life.nearest {
+    if let Some(Nearest { at, rule, left, over }) = life.nearest.filter(|_| life.reap.is_none()) {
         lines.push(if over > Span::ZERO {
-            format!("At {at} it was {over} over its limit by {rule}; it was heard of before a sweeper came.")
+            format!("At {at} it was {over} over its limit by {rule}, and was not reaped.")
         } else {
             format!("It was nearest to being reaped at {at}: {left} was left to it by {rule}.")
         });
@@ -592,6 +593,23 @@ mod tests {
             looked_back(&mute, &listening).unwrap(),
             "never sent a heartbeat, never closer than 1h 59m to being reaped"
         );
+    }
+
+    #[test]
+    fn a_run_that_was_reaped_and_completed_all_the_same_is_not_said_to_have_been_spared() {
+        let listening = Listening::default();
+        let silent = [(10, claimed()), (20, beat()), (50, beat())];
+        let then = |facts: &[(u64, RunEvent)]| looked_back_at(900, &[&silent, facts].concat());
+        let completed = |late| RunEvent::Completed { attempt: 1, output: None, late };
+        let adopted = then(&[(231, reaped("silent")), (243, completed(true))]);
+        assert_eq!(looked_back(&adopted, &listening).unwrap(), "heard of every 30s, longest silence 3m 1s");
+        assert_eq!(life_lines(&adopted, &listening), Vec::<String>::new());
+        // Nobody swept, or was to reap.
+        let overlooked = then(&[(231, completed(false))]);
+        let told = looked_back(&overlooked, &listening).unwrap();
+        assert!(told.ends_with("over its limit by 1s at 02:03:51Z (heartbeat_silence), and not reaped"), "{told}");
+        let line = "At 2026-05-04T02:03:51.000000Z it was 1s over its limit by heartbeat_silence, and was not reaped.";
+        assert_eq!(life_lines(&overlooked, &listening), [line]);
     }
 
     #[test]
