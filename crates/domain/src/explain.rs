@@ -97,7 +97,7 @@ pub fn lines(run: &Run, verdict: &Verdict, policy: &LanePolicy, listening: &List
         lines.push(format!("{} asked for it to be cancelled at {}.", request.by, request.at));
     }
     for reaped in &run.reaped {
-        if !reaped.signals.is_empty() {
+        if reaped.was_probably_wrong() {
             lines.push(format!(
                 "Attempt {} was heard of after its reap at {}: that reap was probably wrong.",
                 reaped.attempt, reaped.at
@@ -646,5 +646,28 @@ mod tests {
         let lines = lines(&run, &verdict, &policy, &listening, at(400));
         assert_eq!(lines[0], "Silent.");
         assert!(lines[1].contains("probably wrong"), "{lines:?}");
+    }
+
+    #[test]
+    fn an_attempt_that_only_beat_on_after_a_reap_for_want_of_progress_was_not_reaped_wrongly() {
+        let told = |rule, signal| {
+            let message = "too long".to_owned();
+            let stalled = RunEvent::TimedOut { attempt: 1, rule, evidence: None, message };
+            let late = RunEvent::LateSignal { attempt: 1, signal, executor: None };
+            let requeued = RunEvent::Requeued { next_attempt: 2, not_before: at(311), by: None, reason: None };
+            let again =
+                RunEvent::Claimed { attempt: 2, claim: None, executor: Name::new("mac-8").unwrap(), device: None };
+            let completed = RunEvent::Completed { attempt: 2, output: None, late: false };
+            let facts = [(300, stalled), (310, late), (311, requeued), (320, again), (330, completed)];
+            let run = run(&[&[(10, claimed()), (20, progress(1))], &facts[..]].concat());
+            let (policy, listening) = (LanePolicy::default(), Listening::default());
+            let verdict = judge(&run, &policy, &listening, at(400));
+            let lines = lines(&run, &verdict, &policy, &listening, at(400));
+            lines.iter().any(|line| line.contains("Attempt 1") && line.contains("probably wrong"))
+        };
+        for rule in [Rule::NoProgress, Rule::MaxRuntime] {
+            assert!(!told(rule, Signal::Heartbeat) && told(rule, Signal::Completed), "{rule}");
+        }
+        assert!(told(Rule::HeartbeatSilence, Signal::Heartbeat));
     }
 }
