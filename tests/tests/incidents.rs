@@ -83,6 +83,21 @@ fn a_bundle_answers_every_why_as_the_store_did() {
     // What is selected by goal or instant, and what cannot be.
     assert!(file.run(&["export", "--goal", "nothing"]).stdout.is_empty());
     assert!(file.run(&["export", "--since", "2026-05-04T06:00:01Z"]).stdout.is_empty());
+    let since = "2026-05-04T05:30:00Z";
+    let runs_of = |selection: &[&str]| {
+        let output = file.run(&[&["export"], selection].concat());
+        assert!(output.status.success(), "{selection:?}: {}", String::from_utf8_lossy(&output.stderr));
+        let facts = String::from_utf8(output.stdout).unwrap();
+        let run = |line: &str| serde_json::from_str::<Value>(line).unwrap()["run"].as_str().unwrap().to_owned();
+        facts.lines().map(run).collect::<std::collections::BTreeSet<String>>()
+    };
+    assert!(runs_of(&["--goal", "nothing", "--since", since]).is_empty());
+    let goal =
+        file.json(&["run", "create", "--lane", "watcher", "--goal", "chores"])["run"].as_str().unwrap().to_owned();
+    assert_eq!(runs_of(&["--goal", "chores", "--since", since]), [goal.clone()].into());
+    assert!(runs_of(&["--since", since]).len() > 1);
+    let both = file.run(&["export", "--goal", "chores", "--run", &goal]);
+    assert_eq!(both.status.code(), Some(2), "either runs or what they are selected by");
     let error = file.error(&["export", "--run", "01930000-0000-7000-8000-0000000000ff"]);
     assert_eq!(error["code"], "unknown_run");
     assert_eq!(file.run(&["export", "--with-policy"]).status.code(), Some(2), "of which runs?");

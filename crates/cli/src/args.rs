@@ -404,7 +404,7 @@ How to read the table:\n\
 \n  newly        reaped though the record has no reap\
 \n  no longer    reaped in the record; something was heard before the window would have been over\
 \n  not yet      reaped in the record; the window would not have been over by the end of it\
-\n  wrong        of all reaps: something was heard afterwards\
+\n  wrong        of all reaps: something was heard afterwards that contradicts the rule\
 \n  newly wrong  of these: not wrong in the record as well\
 \n  undecided    of all reaps: still under way when the record ends\
 \n  sooner by    on average, of the right ones that come earlier\n\
@@ -438,6 +438,7 @@ pub(crate) struct Backtest {
 
 #[derive(Debug, Args)]
 #[command(
+    group = clap::ArgGroup::new("selection").multiple(true),
     after_long_help = "An incident in one file: `lastbeat export --run RUN --with-policy --with-deaf > incident.jsonl`, and \
         `lastbeat --database sqlite://incident.db import incident.jsonl` makes a database of it that answers every `why` \
         about these runs the same, of any instant. No token is in it. `--as-case` writes one run as a case for a regression \

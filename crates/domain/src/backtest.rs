@@ -17,15 +17,18 @@
 //! *The record is judged by hindsight.* All deaf time that is known at the end of the record counts, also that which
 //! was only recognised later: while nobody listened nobody swept, so no sweeper could have reaped by what it did not know.
 //!
-//! *A reap is wrong* if the record has a sign of life of that attempt after it: that it started, beat, completed,
-//! failed, or stopped as it was asked to. A reap of a run that waits is wrong if it was claimed after all.
+//! *A reap is wrong* if the record has a sign of life of that attempt after it that
+//! [contradicts](Rule::is_contradicted_by) its rule: that it started, beat, completed, failed, or stopped as it was asked
+//! to; where the run was known to be alive, only that it completed. A reap of a run that waits is wrong if it was claimed
+//! after all.
 //!
 //! *After a reap that never was* the record goes on as it went: what is recorded of that attempt is evidence, and is not
 //! judged again. The next attempt is judged as it was recorded, though it would have begun at another time.
 //!
 //! *After a reap that was*, the executor was told to stop, and all that can be heard of it is its late signals. The
 //! first of each kind is recorded, so up to the first of them the silence is real, and an alternative that is more
-//! patient is judged in it. What would have come after it nobody knows: such an attempt counts as no longer reaped.
+//! patient is judged in it. What would have come after it nobody knows: such an attempt counts as no longer reaped. What
+//! is said later still tells whether the reaps up to then were wrong.
 //!
 //! *The record compares with the rule, not with the sweeper's clock.* A recorded reap says by its evidence which rule,
 //! which fact and which window it rests on. If what was in force leads to the same, the instant is that of the rule; so
@@ -39,7 +42,8 @@
 //! Whether a window is long enough for the past does not have to be tried. At every sign of life it is known how much
 //! silence had been charged a moment before; a window that is shorter than the longest of these would have reaped a run
 //! that was alive, and that one would not. It is measured with `judge` too, by a policy in which one window is over at
-//! once and no other ever is.
+//! once and no other ever is. Only where a reap by that window would have been wrong does it ask for anything: how long an
+//! attempt ran that never completed says nothing of the longest runtime.
 //!
 //! # Rejected alternatives
 //!
@@ -52,7 +56,7 @@
 use std::collections::BTreeMap;
 
 use crate::alternative::{Alternative, Window};
-use crate::event::{Recorded, RunEvent};
+use crate::event::{Recorded, RunEvent, Signal};
 use crate::ids::RunId;
 use crate::listening::Listening;
 use crate::policy::LanePolicy;
@@ -255,14 +259,23 @@ pub struct Silence {
 #[derive(Clone, Copy, Debug, Default)]
 struct Fate {
     lapse: Option<Lapse>,
-    /// When something was heard after that.
+    /// When something was heard after that which contradicts it.
     heard_at: Option<Timestamp>,
+}
+
+impl Fate {
+    /// Takes what was said at an instant up to which it was judged.
+    fn hear(&mut self, at: Timestamp, said: Signal) {
+        let contradicted = self.lapse.filter(|lapse| lapse.charge.rule.is_contradicted_by(said));
+        self.heard_at = self.heard_at.or(contradicted.map(|_| at));
+    }
 }
 
 /// A recorded reap.
 #[derive(Debug)]
 struct Reap {
     at: Timestamp,
+    rule: Rule,
     /// The rule, the version of the basis and the window that its evidence names.
     evidence: Option<(Rule, u64, Span)>,
     /// The run as it was before.
@@ -290,15 +303,20 @@ struct Stint {
     /// The longest silence under each window.
     silences: [Option<Silence>; Window::ALL.len()],
     reap: Option<Reap>,
-    /// Whether something was heard after it was reaped.
+    /// Whether something was heard after it was reaped: it is not judged any further.
     heard_late: bool,
+    /// Whether that contradicts the reap.
+    reaped_wrongly: bool,
+    /// Whether its work was done.
+    is_done: bool,
 }
 
 impl Stint {
     fn new(attempt: u32, from: Timestamp, past: &Past) -> Stint {
         let fates = vec![Fate::default(); past.policies.len()];
-        let silences = [None; Window::ALL.len()];
-        Stint { attempt, judged_to: from, fates, silences, reap: None, heard_late: false }
+        let (silences, reap) = ([None; Window::ALL.len()], None);
+        let (heard_late, reaped_wrongly, is_done) = (false, false, false);
+        Stint { attempt, judged_to: from, fates, silences, reap, heard_late, reaped_wrongly, is_done }
     }
 
     /// Judges it up to, and without, an instant; `run` is how it is since it was last judged.
@@ -312,24 +330,45 @@ impl Stint {
         self.judged_to = at;
     }
 
-    /// Takes a sign of life; `run` is how it was before.
-    fn hear(&mut self, at: Timestamp, run: &Run, past: &Past) {
-        self.judge_until(at, run, past);
-        for fate in &mut self.fates {
-            fate.heard_at = fate.heard_at.or(fate.lapse.map(|_| at));
-        }
-        for (longest, silence) in self.silences.iter_mut().zip(past.silences(run, at)) {
-            *longest = longer(*longest, silence);
+    /// The same of one that was reaped.
+    fn judge_reaped_until(&mut self, at: Timestamp, past: &Past) {
+        if let Some(reap) = self.reap.take() {
+            self.judge_until(at, &reap.run, past);
+            self.reap = Some(reap);
         }
     }
 
-    /// The same of one that was reaped.
-    fn hear_late(&mut self, at: Timestamp, past: &Past) {
-        if let Some(reap) = self.reap.take() {
-            self.hear(at, &reap.run, past);
-            self.heard_late = true;
-            self.reap = Some(reap);
+    /// Takes a sign of life; `run` is how it was before.
+    fn hear(&mut self, at: Timestamp, said: Signal, run: &Run, past: &Past) {
+        self.judge_until(at, run, past);
+        for (longest, silence) in self.silences.iter_mut().zip(past.silences(run, at)) {
+            *longest = longer(*longest, silence);
         }
+        self.note(at, said);
+    }
+
+    /// The same of one that was reaped. Only up to the first time is its silence known.
+    fn hear_late(&mut self, at: Timestamp, said: Signal, past: &Past) {
+        let Some(reap) = self.reap.take() else { return };
+        if self.heard_late {
+            self.note(at, said);
+        } else {
+            self.hear(at, said, &reap.run, past);
+        }
+        self.heard_late = true;
+        self.reaped_wrongly |= reap.rule.is_contradicted_by(said);
+        self.reap = Some(reap);
+    }
+
+    fn note(&mut self, at: Timestamp, said: Signal) {
+        self.fates.iter_mut().for_each(|fate| fate.hear(at, said));
+        self.is_done |= said == Signal::Completed;
+    }
+
+    /// Returns the longest silence under each window by which a reap would have been wrong.
+    fn harmed(&self) -> [Option<Silence>; Window::ALL.len()] {
+        let said = if self.is_done { Signal::Completed } else { Signal::Heartbeat };
+        self.silences.map(|silence| silence.filter(|silence| silence.rule.is_contradicted_by(said)))
     }
 }
 
@@ -366,10 +405,9 @@ impl Life {
         }
         let (at, event) = (fact.recorded_at, &fact.event);
         if let Some(stint) = &mut self.stint {
-            if is_sign_of_life(event) {
-                stint.hear(at, &self.run, past);
-            } else {
-                stint.judge_until(at, &self.run, past);
+            match sign_of_life(event) {
+                Some(said) => stint.hear(at, said, &self.run, past),
+                None => stint.judge_until(at, &self.run, past),
             }
         }
         let before = matches!(event, RunEvent::TimedOut { .. }).then(|| Box::new(self.run.clone()));
@@ -382,22 +420,22 @@ impl Life {
             RunEvent::Claimed { attempt, .. } => {
                 self.end_stint(tally);
                 // Whoever waited in vain has found somebody after all.
-                self.hear_late(0, at, past, tally);
+                self.hear_late(0, at, Signal::Started, past);
                 self.stint = Some(Stint::new(*attempt, at, past));
             }
             RunEvent::Completed { attempt, late, .. } => {
                 self.end_stint(tally);
                 if *late {
-                    self.hear_late(*attempt, at, past, tally);
+                    self.hear_late(*attempt, at, Signal::Completed, past);
                 }
             }
             RunEvent::Failed { .. } | RunEvent::Cancelled { .. } => self.end_stint(tally),
-            RunEvent::LateSignal { attempt, .. } => self.hear_late(*attempt, at, past, tally),
+            RunEvent::LateSignal { attempt, signal, .. } => self.hear_late(*attempt, at, *signal, past),
             RunEvent::Requeued { .. } => self.stint = Some(Stint::new(0, at, past)),
-            RunEvent::TimedOut { evidence, .. } => {
+            RunEvent::TimedOut { rule, evidence, .. } => {
                 if let (Some(mut stint), Some(run)) = (self.stint.take(), before) {
                     let evidence = evidence.as_ref().map(|known| (known.rule, known.basis.version, known.window));
-                    stint.reap = Some(Reap { at, evidence, run });
+                    stint.reap = Some(Reap { at, rule: *rule, evidence, run });
                     self.reaped.push(stint);
                 }
             }
@@ -410,11 +448,8 @@ impl Life {
         if let Some(stint) = &mut self.stint {
             stint.judge_until(at, &self.run, past);
         }
-        for stint in &mut self.reaped {
-            if let Some(reap) = stint.reap.take() {
-                stint.judge_until(at, &reap.run, past);
-                stint.reap = Some(reap);
-            }
+        for stint in self.reaped.iter_mut().filter(|stint| !stint.heard_late) {
+            stint.judge_reaped_until(at, past);
         }
     }
 
@@ -425,15 +460,10 @@ impl Life {
         }
     }
 
-    /// Takes a sign of life of an attempt that was reaped, or of a run that was reaped while it waited. Nothing more
-    /// can be told of it afterwards.
-    fn hear_late(&mut self, attempt: u32, at: Timestamp, past: &Past, tally: &mut Tally) {
-        let (heard, rest) = self.reaped.drain(..).partition(|stint| stint.attempt == attempt);
-        self.reaped = rest;
-        let heard: Vec<Stint> = heard;
-        for mut stint in heard {
-            stint.hear_late(at, past);
-            self.count(&stint, true, tally);
+    /// Takes a sign of life of an attempt that was reaped, or of a run that was reaped while it waited.
+    fn hear_late(&mut self, attempt: u32, at: Timestamp, said: Signal, past: &Past) {
+        for stint in self.reaped.iter_mut().filter(|stint| stint.attempt == attempt) {
+            stint.hear_late(at, said, past);
         }
     }
 
@@ -448,30 +478,30 @@ impl Life {
     }
 
     fn count(&mut self, stint: &Stint, has_ended: bool, tally: &mut Tally) {
-        for (measured, silence) in self.measured.iter_mut().zip(&stint.silences) {
+        for (measured, silence) in self.measured.iter_mut().zip(stint.harmed()) {
             *measured |= silence.is_some();
         }
         tally.count(self.run.id, stint, has_ended);
     }
 }
 
-/// Says whether a fact tells that somebody works on the attempt that it is about, or, of a run that waits, that
-/// somebody takes it.
-fn is_sign_of_life(event: &RunEvent) -> bool {
+/// Returns what a fact tells of the attempt that it is about, if it tells that somebody works on it, or, of a run that
+/// waits, that somebody takes it.
+fn sign_of_life(event: &RunEvent) -> Option<Signal> {
     match event {
-        RunEvent::Claimed { .. }
-        | RunEvent::Started { .. }
-        | RunEvent::Heartbeat { .. }
-        | RunEvent::Completed { late: false, .. }
-        | RunEvent::Failed { .. } => true,
-        // A run that nobody holds is cancelled by whoever wants it so.
-        RunEvent::Cancelled { attempt, .. } => *attempt > 0,
+        RunEvent::Claimed { .. } | RunEvent::Started { .. } => Some(Signal::Started),
+        RunEvent::Heartbeat { .. } => Some(Signal::Heartbeat),
+        RunEvent::Completed { late: false, .. } => Some(Signal::Completed),
+        // Whoever stops as it was asked to leaves its work undone. A run that nobody holds is cancelled by whoever wants
+        // it so.
+        RunEvent::Failed { .. } | RunEvent::Cancelled { attempt: 1.., .. } => Some(Signal::Failed),
         RunEvent::Created { .. }
         | RunEvent::Completed { late: true, .. }
+        | RunEvent::Cancelled { attempt: 0, .. }
         | RunEvent::TimedOut { .. }
         | RunEvent::Requeued { .. }
         | RunEvent::CancelRequested { .. }
-        | RunEvent::LateSignal { .. } => false,
+        | RunEvent::LateSignal { .. } => None,
     }
 }
 
@@ -492,7 +522,7 @@ pub struct BacktestReport {
     pub quarantined: u64,
     /// How many reaps the record has.
     pub reaps: u64,
-    /// How many of them were wrong: something was heard afterwards.
+    /// How many of them were wrong: something was heard afterwards that contradicts them.
     pub wrong: u64,
     /// What would have been: first under what was in force, then under each alternative.
     pub outcomes: Vec<Outcome>,
@@ -519,11 +549,11 @@ pub struct Outcome {
     pub not_yet: u64,
     /// Not reaped, as in the record.
     pub untouched: u64,
-    /// Of those reaped: something was heard afterwards.
+    /// Of those reaped: something was heard afterwards that contradicts the rule.
     pub wrong: u64,
     /// Of the wrong ones: not wrong in the record as well.
     pub newly_wrong: u64,
-    /// Of those reaped: nothing was heard afterwards.
+    /// Of those reaped: nothing of the kind was heard afterwards.
     pub right: u64,
     /// Of those reaped: the record ends before it is known.
     pub undecided: u64,
@@ -544,7 +574,7 @@ impl Outcome {
     }
 }
 
-/// A reap after which something was heard.
+/// A reap after which something was heard that contradicts it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrongReap {
     /// The run.
@@ -593,7 +623,8 @@ pub struct WindowReport {
     pub window: Window,
     /// How long it was at the end; `None`: off.
     pub in_force: Option<Span>,
-    /// How many runs had a silence that would have been charged against it and ended with a sign of life.
+    /// How many runs had a silence that would have been charged against it and ended with a sign of life, so that a reap
+    /// would have been wrong.
     pub runs: u64,
     /// The shortest window with no wrong reap; `None` if no such silence was seen.
     pub no_wrong: Option<Shortest>,
@@ -662,11 +693,11 @@ impl Tally {
         self.attempts += u64::from(is_attempt);
         self.open += u64::from(is_attempt && !has_ended);
         self.reaps += u64::from(stint.reap.is_some());
-        self.wrong += u64::from(stint.heard_late);
-        for (window, silence) in stint.silences.iter().enumerate() {
-            self.longest[window] = longer(self.longest[window], *silence);
-            if !stint.heard_late {
-                self.longest_of_others[window] = longer(self.longest_of_others[window], *silence);
+        self.wrong += u64::from(stint.reaped_wrongly);
+        for (window, silence) in stint.harmed().into_iter().enumerate() {
+            self.longest[window] = longer(self.longest[window], silence);
+            if !stint.reaped_wrongly {
+                self.longest_of_others[window] = longer(self.longest_of_others[window], silence);
             }
         }
         let in_force = stint.fates.first().copied().unwrap_or_default();
@@ -700,7 +731,8 @@ impl Tally {
         }
     }
 
-    /// Finds the shortest length that was asked for and under which no reap by the window's rule is wrong.
+    /// Finds the shortest length that was asked for, that is long enough, and under which no reap by the window's rule is
+    /// wrong. Where another rule reaps first, the second does not follow from the first.
     fn shortest(&self, window: Window, silence: Silence, wrong: impl Fn((u64, u64)) -> u64) -> Shortest {
         let asked = self.outcomes.iter().filter_map(|outcome| Some((outcome.alternative.window(window)??, outcome)));
         let mut lengths: BTreeMap<Span, u64> = BTreeMap::new();
@@ -708,7 +740,8 @@ impl Tally {
             let of_rule = outcome.wrong_by_rule.get(&silence.rule).copied().unwrap_or_default();
             *lengths.entry(length).or_default() += wrong(of_rule);
         }
-        let asked = lengths.into_iter().find(|(_, wrong)| *wrong == 0).map(|(length, _)| length);
+        let asked = lengths.into_iter().find(|(length, wrong)| *length >= silence.charged && *wrong == 0);
+        let asked = asked.map(|(length, _)| length);
         Shortest { silence, asked, margin: asked.map(|length| length.minus(silence.charged)) }
     }
 }
@@ -750,7 +783,7 @@ impl Outcome {
         }
         match fate.heard_at {
             Some(heard_at) => {
-                let (at, rule, attempt, is_new) = (lapse.at, lapse.charge.rule, stint.attempt, !stint.heard_late);
+                let (at, rule, attempt, is_new) = (lapse.at, lapse.charge.rule, stint.attempt, !stint.reaped_wrongly);
                 self.wrong += 1;
                 self.newly_wrong += u64::from(is_new);
                 let of_rule = self.wrong_by_rule.entry(rule).or_default();
@@ -913,6 +946,19 @@ mod tests {
     }
 
     #[test]
+    fn a_window_under_which_another_rule_was_quicker_is_not_long_enough_for_that() {
+        let slow = stream(1, vec![(10, claimed(1)), (20, beat(1)), (110, beat(1)), (120, completed(1, false))]);
+        let with = |lengths: &[u64]| {
+            let lengths = lengths.iter().map(|length| Some(seconds(*length))).collect();
+            let lists = [(Window::HeartbeatWindow, lengths), (Window::MaxRuntime, vec![Some(seconds(50))])];
+            let report = tested(Alternative::combinations(&lists).unwrap(), std::slice::from_ref(&slow));
+            report.windows[0].no_wrong.unwrap()
+        };
+        assert_eq!((with(&[60]).asked, with(&[60]).margin), (None, None));
+        assert_eq!(with(&[60, 100]).asked, Some(seconds(100)));
+    }
+
+    #[test]
     fn who_died_would_have_been_reaped_sooner_or_later_than_by_the_rule_of_the_record() {
         // The pass that reaped came five seconds late, which is no difference between windows.
         let dead = stream(1, vec![(10, claimed(1)), (20, beat(1)), (205, reaped(1, 3))]);
@@ -961,6 +1007,40 @@ mod tests {
             let report = tested(windows(&[300, 900]), &[stream(1, facts)]);
             assert_eq!(fates(&report), [("same", "wrong"), ("later", "wrong"), ("no longer", "-")]);
         }
+    }
+
+    #[test]
+    fn a_heartbeat_contradicts_no_reap_of_a_run_that_was_known_to_beat() {
+        let reap = |rule| {
+            let message = "too long".to_owned();
+            RunEvent::TimedOut { attempt: 1, rule, evidence: None, message }
+        };
+        for rule in [Rule::NoProgress, Rule::MaxRuntime] {
+            let facts = vec![(10, claimed(1)), (20, beat(1)), (100, beat(1)), (190, reap(rule)), (200, late(1))];
+            let report = tested(windows(&[90, 300]), &[stream(1, facts.clone())]);
+            assert_eq!((report.reaps, report.wrong), (1, 0), "{rule}");
+            // That silence contradicts a shorter heartbeat window all the same.
+            assert_eq!(fates(&report), [("no longer", "-"), ("later", "wrong"), ("no longer", "-")]);
+            assert_eq!(report.outcomes[1].newly_wrong, 1);
+            assert_eq!(report.windows[0].no_newly_wrong.unwrap().silence.charged, seconds(100).minus(MICRO));
+            // That the work was done contradicts the reap, also if something else was heard before.
+            let done = [facts, vec![(210, completed(1, true))]].concat();
+            let report = tested(windows(&[300]), &[stream(1, done)]);
+            assert_eq!((report.reaps, report.wrong, fates(&report)[1]), (1, 1, ("no longer", "-")));
+            assert_eq!(report.windows[0].no_newly_wrong, None);
+        }
+    }
+
+    #[test]
+    fn the_longest_runtime_harms_only_who_would_have_completed() {
+        let with = |end| stream(1, vec![(10, claimed(1)), (20, beat(1)), (110, beat(1)), (120, end)]);
+        let failed = with(RunEvent::Failed { attempt: 1, error: "no disk".to_owned() });
+        let tried = |facts: Vec<Recorded>| tested(listed(Window::MaxRuntime, &[60]), &[facts]);
+        let (failed, done) = (tried(failed), tried(with(completed(1, false))));
+        assert_eq!((fates(&failed)[1], fates(&done)[1]), (("newly", "right"), ("newly", "wrong")));
+        assert_eq!(done.outcomes[1].wrong_reaps[0].heard_at, at(120));
+        assert_eq!((failed.windows[4].no_wrong, failed.windows[4].runs), (None, 0));
+        assert_eq!(done.windows[4].no_wrong.unwrap().silence.charged, seconds(110).minus(MICRO));
     }
 
     #[test]

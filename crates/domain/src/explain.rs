@@ -97,7 +97,7 @@ pub fn lines(run: &Run, verdict: &Verdict, policy: &LanePolicy, listening: &List
         lines.push(format!("{} asked for it to be cancelled at {}.", request.by, request.at));
     }
     for reaped in &run.reaped {
-        if !reaped.signals.is_empty() {
+        if reaped.was_probably_wrong() {
             lines.push(format!(
                 "Attempt {} was heard of after its reap at {}: that reap was probably wrong.",
                 reaped.attempt, reaped.at
@@ -120,7 +120,8 @@ pub fn looked_back(life: &Life, listening: &Listening) -> Option<String> {
         }
         _ => None,
     };
-    let near = life.nearest.map(|Nearest { at, rule, left, over }| {
+    // Of one that was reaped it is known how near it came.
+    let near = life.nearest.filter(|_| life.reap.is_none()).map(|Nearest { at, rule, left, over }| {
         if over > Span::ZERO {
             format!("over its limit by {over} at {} ({rule}), and not reaped", at.time_of_day())
         } else {
@@ -137,9 +138,9 @@ const SPANS_NAMED: usize = 5;
 /// Says the same at length, a sentence a line: what brought an attempt near to being reaped, and what spared it.
 pub fn life_lines(life: &Life, listening: &Listening) -> Vec<String> {
     let mut lines = Vec::new();
-    if let Some(Nearest { at, rule, left, over }) = life.nearest {
+    if let Some(Nearest { at, rule, left, over }) = life.nearest.filter(|_| life.reap.is_none()) {
         lines.push(if over > Span::ZERO {
-            format!("At {at} it was {over} over its limit by {rule}; it was heard of before a sweeper came.")
+            format!("At {at} it was {over} over its limit by {rule}, and was not reaped.")
         } else {
             format!("It was nearest to being reaped at {at}: {left} was left to it by {rule}.")
         });
@@ -595,6 +596,23 @@ mod tests {
     }
 
     #[test]
+    fn a_run_that_was_reaped_and_completed_all_the_same_is_not_said_to_have_been_spared() {
+        let listening = Listening::default();
+        let silent = [(10, claimed()), (20, beat()), (50, beat())];
+        let then = |facts: &[(u64, RunEvent)]| looked_back_at(900, &[&silent, facts].concat());
+        let completed = |late| RunEvent::Completed { attempt: 1, output: None, late };
+        let adopted = then(&[(231, reaped("silent")), (243, completed(true))]);
+        assert_eq!(looked_back(&adopted, &listening).unwrap(), "heard of every 30s, longest silence 3m 1s");
+        assert_eq!(life_lines(&adopted, &listening), Vec::<String>::new());
+        // Nobody swept, or was to reap.
+        let overlooked = then(&[(231, completed(false))]);
+        let told = looked_back(&overlooked, &listening).unwrap();
+        assert!(told.ends_with("over its limit by 1s at 02:03:51Z (heartbeat_silence), and not reaped"), "{told}");
+        let line = "At 2026-05-04T02:03:51.000000Z it was 1s over its limit by heartbeat_silence, and was not reaped.";
+        assert_eq!(life_lines(&overlooked, &listening), [line]);
+    }
+
+    #[test]
     fn what_was_heard_after_a_reap_is_told_with_its_delay() {
         let late = |signal| RunEvent::LateSignal { attempt: 1, signal, executor: None };
         let facts =
@@ -628,5 +646,28 @@ mod tests {
         let lines = lines(&run, &verdict, &policy, &listening, at(400));
         assert_eq!(lines[0], "Silent.");
         assert!(lines[1].contains("probably wrong"), "{lines:?}");
+    }
+
+    #[test]
+    fn an_attempt_that_only_beat_on_after_a_reap_for_want_of_progress_was_not_reaped_wrongly() {
+        let told = |rule, signal| {
+            let message = "too long".to_owned();
+            let stalled = RunEvent::TimedOut { attempt: 1, rule, evidence: None, message };
+            let late = RunEvent::LateSignal { attempt: 1, signal, executor: None };
+            let requeued = RunEvent::Requeued { next_attempt: 2, not_before: at(311), by: None, reason: None };
+            let again =
+                RunEvent::Claimed { attempt: 2, claim: None, executor: Name::new("mac-8").unwrap(), device: None };
+            let completed = RunEvent::Completed { attempt: 2, output: None, late: false };
+            let facts = [(300, stalled), (310, late), (311, requeued), (320, again), (330, completed)];
+            let run = run(&[&[(10, claimed()), (20, progress(1))], &facts[..]].concat());
+            let (policy, listening) = (LanePolicy::default(), Listening::default());
+            let verdict = judge(&run, &policy, &listening, at(400));
+            let lines = lines(&run, &verdict, &policy, &listening, at(400));
+            lines.iter().any(|line| line.contains("Attempt 1") && line.contains("probably wrong"))
+        };
+        for rule in [Rule::NoProgress, Rule::MaxRuntime] {
+            assert!(!told(rule, Signal::Heartbeat) && told(rule, Signal::Completed), "{rule}");
+        }
+        assert!(told(Rule::HeartbeatSilence, Signal::Heartbeat));
     }
 }

@@ -85,6 +85,8 @@ pub struct Afterwards {
 pub struct Life {
     /// The attempt that is asked about; `None`: the last one.
     asked: Option<u32>,
+    /// The last attempt, while the run that was reaped as it waited for another is looked back on instead.
+    shelved: Option<Box<Life>>,
     /// When it was claimed; `None` of a run that never was.
     pub claimed_at: Option<Timestamp>,
     /// When it ended, or up to when it was looked at.
@@ -117,6 +119,18 @@ impl Life {
         if let Some(run) = before {
             self.measure(run, at, around);
         }
+        if let Some(mut last) = self.shelved.take() {
+            match &fact.event {
+                RunEvent::LateSignal { .. } => last.take_in(before, fact, around),
+                // Its work was taken, so that is how the run ended.
+                RunEvent::Completed { late: true, .. } => {
+                    *self = *last;
+                    return self.take_in(before, fact, around);
+                }
+                _ => {}
+            }
+            self.shelved = Some(last);
+        }
         match &fact.event {
             RunEvent::Claimed { attempt, .. } if self.asked.is_none_or(|asked| asked == *attempt) => {
                 *self = Life { claimed_at: Some(at), ..Life::of(self.asked) };
@@ -127,7 +141,8 @@ impl Life {
             }
             // It waited for another attempt that nobody made: what the last one did has nothing to do with it.
             RunEvent::TimedOut { attempt: 0, .. } if self.asked.is_none() && self.claimed_at.is_some() => {
-                *self = Life { reap: Some(fact.clone()), ..Life::default() };
+                let last = Some(Box::new(std::mem::take(self)));
+                *self = Life { reap: Some(fact.clone()), shelved: last, ..Life::default() };
             }
             RunEvent::TimedOut { attempt, .. } if self.is_about(*attempt, before) => self.reap = Some(fact.clone()),
             RunEvent::LateSignal { attempt, signal, .. } if self.is_about(*attempt, before) => {
@@ -386,6 +401,28 @@ mod tests {
         let life = life(&facts, 1_000, &[], &[]);
         assert_eq!(life.reap.as_ref().map(|reap| &reap.event), Some(&unclaimed));
         assert_eq!((life.beats, life.nearest, life.was_probably_wrong()), (0, None, false));
+    }
+
+    #[test]
+    fn a_completion_that_comes_when_nobody_took_another_attempt_is_told_of_the_last_one() {
+        let requeued = RunEvent::Requeued { next_attempt: 2, not_before: at(202), by: None, reason: None };
+        let message = "not claimed".to_owned();
+        let unclaimed = RunEvent::TimedOut { attempt: 0, rule: Rule::Unclaimed, evidence: None, message };
+        let late = RunEvent::LateSignal { attempt: 1, signal: Signal::Heartbeat, executor: None };
+        let facts = [
+            (10, claimed(1)),
+            (20, beat(1)),
+            (201, reaped()),
+            (202, requeued),
+            (900, unclaimed),
+            (901, late),
+            (910, completed(1, true)),
+        ];
+        let life = life(&facts, 1_000, &[], &[]);
+        assert_eq!(life.reap.as_ref().map(|reap| reap.recorded_at), Some(at(201)));
+        let said: Vec<_> = life.afterwards.iter().map(|said| (said.at, said.adopted)).collect();
+        assert_eq!(said, [(at(901), false), (at(910), true)]);
+        assert_eq!((life.claimed_at, life.beats, life.was_probably_wrong()), (Some(at(10)), 1, true));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::event::{Recorded, RunEvent, Signal};
 use crate::ids::{ClaimId, Name, RunId};
 use crate::time::Timestamp;
-use crate::verdict::BasisFact;
+use crate::verdict::{BasisFact, Rule};
 
 /// Where a run is in its life, as its facts say. Whether its executor still lives is not a status but a
 /// [verdict](crate::verdict).
@@ -134,7 +134,7 @@ pub struct CancelRequest {
 }
 
 /// An attempt that was reaped, kept so that what its executor says afterwards is recognised.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Reaped {
     /// The attempt.
     pub attempt: u32,
@@ -144,8 +144,34 @@ pub struct Reaped {
     pub executor: Name,
     /// When it was reaped, in log time.
     pub at: Timestamp,
+    /// The rule; `None` where an older program has kept it, which left it out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<Rule>,
     /// The late signals that were recorded, each kind once.
     pub signals: Vec<Signal>,
+}
+
+impl Reaped {
+    /// Says whether its executor said something afterwards that [contradicts](Rule::is_contradicted_by) the reap; of an
+    /// unknown rule, something that contradicts each.
+    pub fn was_probably_wrong(&self) -> bool {
+        let contradicts = |signal: &Signal| match self.rule {
+            Some(rule) => rule.is_contradicted_by(*signal),
+            None => Rule::ALL.iter().all(|rule| rule.is_contradicted_by(*signal)),
+        };
+        self.signals.iter().any(contradicts)
+    }
+}
+
+/// What an older program has kept is the same without the rule, and no damage.
+impl PartialEq for Reaped {
+    fn eq(&self, other: &Reaped) -> bool {
+        let Reaped { attempt, claim, executor, at, rule, signals } = self;
+        let is_same_rule = rule.is_none() || other.rule.is_none() || *rule == other.rule;
+        (attempt, claim, executor, at, signals)
+            == (&other.attempt, &other.claim, &other.executor, &other.at, &other.signals)
+            && is_same_rule
+    }
 }
 
 /// How an attempt ended: its latest terminal fact. It stays after a requeue, so that a repeated report is recognised.
@@ -427,10 +453,11 @@ impl Run {
             RunEvent::Completed { .. } => self.end(Status::Completed, recorded),
             RunEvent::Failed { .. } => self.end(Status::Failed, recorded),
             RunEvent::Cancelled { .. } => self.end(Status::Cancelled, recorded),
-            RunEvent::TimedOut { attempt, .. } => {
+            RunEvent::TimedOut { attempt, rule, .. } => {
                 if let (1.., Some(claim)) = (*attempt, &self.claim) {
                     let (claim, executor) = (claim.id.clone(), claim.executor.clone());
-                    self.reaped.push(Reaped { attempt: *attempt, claim, executor, at, signals: Vec::new() });
+                    let (attempt, rule, signals) = (*attempt, Some(*rule), Vec::new());
+                    self.reaped.push(Reaped { attempt, claim, executor, at, rule, signals });
                 }
                 self.end(Status::TimedOut, recorded);
             }
@@ -480,7 +507,6 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Rule;
 
     fn recorded(version: u64, event: RunEvent) -> Recorded {
         let recorded_at = Timestamp::from_micros(i64::try_from(version).unwrap() * 1_000_000);
@@ -548,6 +574,22 @@ mod tests {
         assert!(with(vec![requeued(2), claimed(2), completed(1, true)]).is_err());
         assert!(with(vec![completed(1, false)]).is_err());
         assert!(fold(vec![created(), claimed(1), completed(1, true)]).is_err());
+    }
+
+    #[test]
+    fn a_reap_that_was_kept_without_its_rule_is_the_same_and_contradicted_by_a_completion_only() {
+        let late = |signal| RunEvent::LateSignal { attempt: 1, signal, executor: None };
+        let with = |signal| fold(vec![created(), claimed(1), timed_out(1), late(signal)]).unwrap();
+        for (signal, by_any) in [(Signal::Heartbeat, false), (Signal::Completed, true)] {
+            let known = with(signal).reaped.remove(0);
+            let mut kept = serde_json::to_value(&known).unwrap();
+            assert_eq!(kept.as_object_mut().unwrap().remove("rule"), Some("heartbeat_silence".into()));
+            let kept: Reaped = serde_json::from_value(kept).unwrap();
+            assert_eq!((&kept, kept.rule), (&known, None));
+            assert_eq!((known.was_probably_wrong(), kept.was_probably_wrong()), (true, by_any));
+        }
+        let other = with(Signal::Failed).reaped.remove(0);
+        assert_ne!(other, Reaped { rule: Some(Rule::NoProgress), ..other.clone() });
     }
 
     #[test]

@@ -84,6 +84,7 @@ enum Next {
     Cancelled,
     LateSignal {
         attempt: u32,
+        signal: Signal,
     },
 }
 
@@ -113,7 +114,7 @@ impl Next {
             }
             Next::CancelRequested => RunEvent::CancelRequested { by, reason: None },
             Next::Cancelled => RunEvent::Cancelled { attempt: if run.status.is_in_flight() { attempt } else { 0 }, by },
-            Next::LateSignal { attempt } => RunEvent::LateSignal { attempt, signal: Signal::Heartbeat, executor: None },
+            Next::LateSignal { attempt, signal } => RunEvent::LateSignal { attempt, signal, executor: None },
         })
     }
 }
@@ -137,7 +138,8 @@ fn next() -> impl Strategy<Value = Next> {
         3 => (0_u64..12).prop_map(|wait| Next::Requeued { wait }),
         1 => Just(Next::CancelRequested),
         1 => Just(Next::Cancelled),
-        2 => (1_u32..3).prop_map(|attempt| Next::LateSignal { attempt }),
+        2 => (1_u32..3).prop_map(|attempt| Next::LateSignal { attempt, signal: Signal::Heartbeat }),
+        1 => (1_u32..3).prop_map(|attempt| Next::LateSignal { attempt, signal: Signal::Completed }),
     ]
 }
 
@@ -265,16 +267,16 @@ impl Stint<'_> {
         self.stream.get(self.end)
     }
 
-    fn reap(&self) -> Option<(u64, Option<&Evidence>)> {
+    fn reap(&self) -> Option<(u64, Rule, Option<&Evidence>)> {
         let ending = self.ending()?;
         match &ending.event {
-            RunEvent::TimedOut { evidence, .. } => Some((micros(ending.recorded_at), evidence.as_deref())),
+            RunEvent::TimedOut { rule, evidence, .. } => Some((micros(ending.recorded_at), *rule, evidence.as_deref())),
             _ => None,
         }
     }
 
-    /// When something was heard of it while it lasted, or as it ended.
-    fn signs(&self) -> Vec<u64> {
+    /// When something was heard of it while it lasted, or as it ended, and whether that was that its work is done.
+    fn signs(&self) -> Vec<(u64, bool)> {
         let own = self.stream[self.first + 1..].iter().take(self.end - self.first);
         let is_sign = |fact: &&Recorded| match &fact.event {
             RunEvent::Started { .. }
@@ -285,21 +287,39 @@ impl Stint<'_> {
             RunEvent::Cancelled { attempt, .. } => *attempt > 0,
             _ => false,
         };
-        own.filter(is_sign).map(|fact| micros(fact.recorded_at)).collect()
+        let is_done = |fact: &Recorded| matches!(fact.event, RunEvent::Completed { .. });
+        own.filter(is_sign).map(|fact| (micros(fact.recorded_at), is_done(fact))).collect()
+    }
+
+    /// The same after it was reaped.
+    fn late_signs(&self) -> Vec<(u64, bool)> {
+        if self.reap().is_none() {
+            return Vec::new();
+        }
+        let later = self.stream[self.end + 1..].iter();
+        let said = later.filter_map(|fact| {
+            let is_done = match &fact.event {
+                RunEvent::LateSignal { attempt, signal, .. } if *attempt == self.attempt => {
+                    *signal == Signal::Completed
+                }
+                RunEvent::Completed { attempt, late: true, .. } if *attempt == self.attempt => true,
+                RunEvent::Claimed { .. } if self.attempt == 0 => false,
+                _ => return None,
+            };
+            Some((micros(fact.recorded_at), is_done))
+        });
+        said.collect()
     }
 
     /// When something was heard of it first after it was reaped.
     fn late_sign(&self) -> Option<u64> {
-        self.reap()?;
-        let later = &self.stream[self.end + 1..];
-        let heard = later.iter().find(|fact| match &fact.event {
-            RunEvent::LateSignal { attempt, .. } | RunEvent::Completed { attempt, late: true, .. } => {
-                *attempt == self.attempt
-            }
-            RunEvent::Claimed { .. } => self.attempt == 0,
-            _ => false,
-        });
-        heard.map(|fact| micros(fact.recorded_at))
+        self.late_signs().first().map(|(sign, _)| *sign)
+    }
+
+    /// Whether the record shows that its reap was wrong.
+    fn is_wrongly_reaped(&self) -> bool {
+        let Some((_, rule, _)) = self.reap() else { return false };
+        self.late_signs().into_iter().any(|(_, is_done)| is_done || rule != Rule::MaxRuntime)
     }
 
     /// The run as it was at an instant, or, of one that was reaped by then, as it was before that.
@@ -331,7 +351,7 @@ fn slow(world: &World, streams: &[Vec<Recorded>], alternative: &Alternative) -> 
     let mut outcome = Outcome { alternative: alternative.clone(), ..Outcome::default() };
     for stint in streams.iter().flat_map(|stream| Stint::all(stream)) {
         let in_force = stint.reaped_at(world, &Alternative::default());
-        let due_at = stint.reap().map(|(recorded, evidence)| match (in_force, evidence) {
+        let due_at = stint.reap().map(|(recorded, _, evidence)| match (in_force, evidence) {
             (Some((by_rule, charge)), Some(evidence))
                 if (evidence.rule, evidence.basis.version, evidence.window)
                     == (charge.rule, charge.basis.version, charge.window) =>
@@ -355,11 +375,15 @@ fn slow(world: &World, streams: &[Vec<Recorded>], alternative: &Alternative) -> 
             Some(due_at) if reaped_at > due_at => outcome.later += 1,
             Some(_) => outcome.same += 1,
         }
-        if stint.signs().into_iter().chain(heard_late).any(|sign| sign > reaped_at) {
+        // Whoever ran for too long was known to be alive: only that it got its work done shows that it was wrong.
+        let contradicts = |is_done: bool| is_done || charge.rule != Rule::MaxRuntime;
+        let mut signs = stint.signs().into_iter().chain(stint.late_signs());
+        if signs.any(|(sign, is_done)| sign > reaped_at && contradicts(is_done)) {
+            let is_new = u64::from(!stint.is_wrongly_reaped());
             outcome.wrong += 1;
-            outcome.newly_wrong += u64::from(heard_late.is_none());
+            outcome.newly_wrong += is_new;
             let of_rule = outcome.wrong_by_rule.entry(charge.rule).or_default();
-            *of_rule = (of_rule.0 + 1, of_rule.1 + u64::from(heard_late.is_none()));
+            *of_rule = (of_rule.0 + 1, of_rule.1 + is_new);
         } else if stint.ending().is_some() {
             outcome.right += 1;
             sooner.extend(due_at.and_then(|due_at| due_at.checked_sub(reaped_at)).filter(|by| *by > 0));
@@ -375,7 +399,12 @@ fn slow(world: &World, streams: &[Vec<Recorded>], alternative: &Alternative) -> 
 fn longest(window: Window, world: &World, streams: &[Vec<Recorded>]) -> [Option<u64>; 2] {
     let mut longest = [None, None];
     for stint in streams.iter().flat_map(|stream| Stint::all(stream)) {
-        for sign in stint.signs().into_iter().chain(stint.late_sign()) {
+        let is_done = stint.signs().into_iter().chain(stint.late_signs()).any(|(_, is_done)| is_done);
+        if window == Window::MaxRuntime && !is_done {
+            continue;
+        }
+        let signs = stint.signs().into_iter().map(|(sign, _)| sign);
+        for sign in signs.chain(stint.late_sign()) {
             // The last look that a sweeper could have taken.
             let look = (0..sign).rev().find(|micro| !world.is_deaf(*micro));
             let run = stint.run(sign - 1);
@@ -393,7 +422,7 @@ fn longest(window: Window, world: &World, streams: &[Vec<Recorded>]) -> [Option<
             };
             let silence = basis.map(|basis| world.charged(basis, look.unwrap_or(0)));
             longest[0] = longest[0].max(silence);
-            if stint.late_sign().is_none() {
+            if !stint.is_wrongly_reaped() {
                 longest[1] = longest[1].max(silence);
             }
         }
@@ -458,28 +487,28 @@ proptest! {
         }
     }
 
-    /// With nothing but the heartbeat window at work, a length is without a wrong reap if and only if it is at least the
-    /// longest silence.
+    /// With nothing but one window at work, a length is without a wrong reap if and only if it is at least the longest
+    /// silence.
     #[test]
-    fn the_shortest_window_is_long_enough_and_no_shorter_one_is(world in world(), plans in plans()) {
+    fn the_shortest_window_is_long_enough_and_no_shorter_one_is(
+        world in world(), plans in plans(), of_runtime in any::<bool>(),
+    ) {
         let streams = streams(&plans, &world);
-        let lengths = (1..60).map(|length| Some(Span::from_micros(length))).collect();
-        let off = |window| (window, vec![None]);
-        let lists = [
-            (Window::HeartbeatWindow, lengths),
-            (Window::CoarseTtl, vec![Some(Span::from_seconds(1))]),
-            off(Window::ClaimWindow),
-            off(Window::StartWindow),
-            off(Window::MaxRuntime),
-        ];
+        let tried = if of_runtime { Window::MaxRuntime } else { Window::HeartbeatWindow };
+        let length_of = |window| match window {
+            window if window == tried => (1..60).map(|length| Some(Span::from_micros(length))).collect(),
+            Window::HeartbeatWindow | Window::CoarseTtl => vec![Some(Span::from_seconds(1))],
+            _ => vec![None],
+        };
+        let lists = Window::ALL.map(|window| (window, length_of(window)));
         let report = backtest(&world, &streams, Alternative::combinations(&lists).expect("not too many"));
-        let [found, ..] = &report.windows[..] else { panic!("there are windows") };
+        let found = report.windows.iter().find(|found| found.window == tried).expect("there are windows");
         let needed = found.no_wrong.map_or(Span::ZERO, |shortest| shortest.silence.charged);
         for outcome in &report.outcomes[1..] {
-            let length = outcome.alternative.window(Window::HeartbeatWindow).flatten().expect("it is listed");
+            let length = outcome.alternative.window(tried).flatten().expect("it is listed");
             prop_assert_eq!(outcome.wrong == 0, length >= needed, "{} {}", outcome.alternative, needed);
         }
-        if let Some(shortest) = found.no_wrong.filter(|shortest| shortest.silence.charged > Span::ZERO) {
+        if let Some(shortest) = found.no_wrong.filter(|shortest| (1..60).contains(&shortest.silence.charged.as_micros())) {
             prop_assert_eq!((shortest.asked, shortest.margin), (Some(needed), Some(Span::ZERO)));
         }
     }

@@ -172,9 +172,10 @@ impl ReapRow {
         lane.ok_or_else(|| StoreError::Corrupt(format!("the run of position {} has no lane", self.position)))
     }
 
-    /// Says whether it may be something that was said after a reap.
-    pub(crate) fn is_word(&self) -> bool {
-        !self.body.contains("\"type\":\"timed_out\"")
+    /// Says whether it may be something that was said after a reap. What an executor says may hold any text, so only the
+    /// fact itself can tell.
+    fn is_word(&self) -> bool {
+        !matches!(self.fact(), Ok(Stored::Known(Recorded { event: RunEvent::TimedOut { .. }, .. })))
     }
 }
 

@@ -24,6 +24,7 @@ const NOW: &str = "2026-05-04T06:00:00Z";
 on_each_backend! {
     super::NOW;
     a_reap_is_wrong_once_its_executor_speaks_and_counts_once,
+    a_late_completion_counts_whatever_its_output_holds,
     reaps_are_counted_under_the_window_that_was_in_force,
     the_false_reap_rate_of_a_workload_is_the_share_that_woke_again,
     a_run_is_looked_back_on_with_what_was_known_at_the_instant,
@@ -94,6 +95,17 @@ async fn a_reap_is_wrong_once_its_executor_speaks_and_counts_once(place: Place) 
     // Whoever has not looked before finds the same.
     let again = place.store("a").await;
     assert_eq!(counts(again.as_ref()).await, [(silence, 180, 4, 3)]);
+}
+
+async fn a_late_completion_counts_whatever_its_output_holds(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    beating(store, run_id(1)).await;
+    place.clock.advance(Span::from_seconds(200));
+    reap(store, run_id(1)).await;
+    let output = Some(serde_json::json!({"type": "timed_out"}));
+    one(store, Command::Complete { report: report(run_id(1), 1, "c"), output }).await.unwrap();
+    assert_eq!(counts(store).await, [(Rule::HeartbeatSilence, 180, 1, 1)]);
 }
 
 async fn reaps_are_counted_under_the_window_that_was_in_force(place: Place) {

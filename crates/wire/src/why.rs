@@ -335,6 +335,9 @@ impl WhyDocument {
             adopted: said.adopted,
         });
         self.afterwards = afterwards.collect();
+        if matches!(reap.event, RunEvent::TimedOut { attempt: 1.., .. }) {
+            self.reaped_at = self.reaped_at.or(Some(reap.recorded_at));
+        }
         self.probably_wrong = Some(life.was_probably_wrong()).filter(|_| self.attempt > 0);
         self.window_needed_seconds = life.window_needed(seen.listening);
         self
@@ -352,4 +355,34 @@ fn last_reap(seen: Seen<'_>) -> Option<Recorded> {
     let Outcome { version, at, event } = run.outcome.as_ref()?;
     let reap = || Recorded { run: run.id, version: *version, recorded_at: *at, event: event.clone() };
     (run.status == Status::TimedOut).then(reap)
+}
+
+#[cfg(test)]
+mod tests {
+    use lastbeat_domain::{LanePolicy, Listening, Run, judge};
+
+    use super::*;
+
+    #[test]
+    fn a_late_completion_tells_when_its_attempt_was_reaped() {
+        let told = r#"[
+            {"type":"created","lane":"watcher"},
+            {"type":"claimed","attempt":1,"executor":"mac-7"},
+            {"type":"timed_out","attempt":1,"rule":"coarse_ttl","message":"silent"},
+            {"type":"completed","attempt":1,"late":true}
+        ]"#;
+        let events: Vec<RunEvent> = serde_json::from_str(told).expect("facts");
+        let at = |version: u64| Timestamp::from_micros(0).plus(Span::from_seconds(version));
+        let id = "01930000-0000-7000-8000-000000000001".parse().expect("an id");
+        let fact = |(version, event)| Recorded { run: id, version, recorded_at: at(version), event };
+        let facts: Vec<Recorded> = (1..).zip(events).map(fact).collect();
+        let run = Run::fold(&facts).expect("a stream").expect("a run");
+        let (policy, listening) = (LanePolicy::default(), Listening::default());
+        let verdict = judge(&run, &policy, &listening, at(9));
+        let mut life = Life::of(None);
+        life.reap = Some(facts[2].clone());
+        let seen = Seen { run: &run, verdict: &verdict, policy: &policy, listening: &listening, at: at(9) };
+        let why = WhyDocument::of(seen, Past { life: Some(&life), held: &[] });
+        assert_eq!((why.status, why.reaped_at), (Status::Completed, Some(at(3))));
+    }
 }
