@@ -1,16 +1,19 @@
-//! The recorded situations through the binary, and so through the store: import, then why.
+//! The recorded situations through the binary, on either kind of store: import, then why.
 
 #![allow(clippy::unwrap_used)]
 
 use lastbeat_acceptance::Place;
+use lastbeat_testkit::postgres::Cluster;
 use serde_json::Value;
 
 #[test]
 fn why_gives_every_recorded_situation_its_verdict() {
     let cases: Vec<Value> = serde_json::from_str(include_str!("../cases/seed.json")).unwrap();
     assert!(cases.len() >= 16);
-    for case in &cases {
-        let (name, place) = (&case["name"], Place::default());
+    let cluster = Cluster::start();
+    let on_both = |case| [(case, Place::default()), (case, Place::on(&cluster.create_database()))];
+    for (case, place) in cases.iter().flat_map(on_both) {
+        let name = &case["name"];
         let imported = place.import(case["history"].as_array().unwrap());
         assert!(imported.status.success(), "{name}: {}", String::from_utf8_lossy(&imported.stderr));
         let (run, at) = (case["run"].as_str().unwrap(), case["at"].as_str().unwrap());
@@ -29,8 +32,10 @@ fn why_gives_every_recorded_situation_its_verdict() {
 #[test]
 fn an_exported_history_is_imported_as_it_was() {
     let cases: Vec<Value> = serde_json::from_str(include_str!("../cases/seed.json")).unwrap();
+    let cluster = Cluster::start();
     for case in &cases {
-        let (first, second) = (Place::default(), Place::default());
+        // From a file into a server: each says what the other does.
+        let (first, second) = (Place::default(), Place::on(&cluster.create_database()));
         assert!(first.import(case["history"].as_array().unwrap()).status.success());
         let exported = first.run(&["export"]).stdout;
         std::fs::write(second.file("export.jsonl"), &exported).unwrap();
