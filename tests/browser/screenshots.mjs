@@ -13,7 +13,16 @@ const { chromium } = createRequire(`${modules}/`)("playwright-core");
 const scratch = mkdtempSync(join(tmpdir(), "lastbeat-pictures-"));
 const database = `sqlite://${join(scratch, "pictures.db")}`;
 const lastbeat = (...words) => JSON.parse(execFileSync(program, ["--database", database, ...words, "-o", "json"], { encoding: "utf8" }) || "null");
-const sleep = (time) => new Promise((done) => setTimeout(done, time));
+const pause = (time) => new Promise((done) => setTimeout(done, time));
+
+// Waits until something holds of the runs of a lane, each by its executor.
+async function until(what, lane, holds) {
+  for (const end = Date.now() + 45_000; Date.now() < end; await pause(50)) {
+    const { runs } = lastbeat("run", "list", "--lane", lane);
+    if (holds((executor) => runs.find((one) => one.executor === executor), runs)) return;
+  }
+  throw new Error(`waited in vain until ${what}`);
+}
 const children = [];
 const start = (...words) => { const child = spawn(program, ["--database", database, ...words], { stdio: "ignore" }); children.push(child); return child; };
 
@@ -58,11 +67,13 @@ async function story() {
   start("exec", "--lane", "nightly", "--goal", "weekly report", "--executor", "runner-2", "--", "sleep", "300");
   for (const executor of ["old-script", "cron-3"]) lastbeat("run", "create", "--lane", "legacy", "--goal", "watch the inbox", "--claim", executor);
   lastbeat("run", "create", "--lane", "watcher", "--goal", "watch the inbox");
-  await sleep(2500);
+  const live = (run) => run?.verdict === "live" && run.beats > 1;
+  await until("both of the night beat", "nightly", (by) => live(by("runner-1")) && live(by("runner-2")));
   night.kill("SIGKILL");
-  await sleep(6000);
+  await until("one of them waits for another attempt", "nightly", (_, runs) => runs.some((run) => run.verdict === "waiting"));
+  await until("all that sync beat", "sync", (_, runs) => runs.length === syncs.length && runs.every(live));
   for (const child of syncs.slice(0, 3)) child.kill("SIGKILL");
-  await sleep(4000);
+  await until("three of them went silent", "sync", (_, runs) => runs.filter((run) => run.verdict === "quiet").length === 3);
   return { base: `http://127.0.0.1:${port}`, run };
 }
 

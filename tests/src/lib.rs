@@ -7,7 +7,7 @@ pub mod soak;
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -100,6 +100,16 @@ impl Place {
         assert_eq!(output.status.code(), Some(1), "{arguments:?}");
         assert!(output.stdout.is_empty(), "{arguments:?}");
         serde_json::from_slice::<Value>(&output.stderr).unwrap()["error"].clone()
+    }
+
+    /// Starts a server on the place's database and returns it with its URL.
+    pub fn serve(&self) -> (Started, String) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        drop(listener);
+        let server = Started::new(self.lastbeat(&["serve", "--listen", &address]).stderr(Stdio::null()));
+        until("the server listens", || std::net::TcpStream::connect(&address).is_ok());
+        (server, format!("http://{address}"))
     }
 
     /// Returns everything that is in the log, read and looked at.

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use lastbeat_acceptance::{Place, Started, until};
+use lastbeat_acceptance::Place;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::{Value, json};
 
@@ -27,16 +27,6 @@ fn play(url: &str, scenario: &str, arguments: &[&str]) {
     let output = node.output().unwrap_or_else(|error| panic!("node: {error}; {MEND}"));
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success() && out.contains(&format!("played {scenario}")), "{scenario}: {out}{err}\n{MEND}");
-}
-
-/// Starts a server on the place's database and returns it with its URL.
-fn serve(place: &Place) -> (Started, String) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
-    let server = Started::new(place.lastbeat(&["serve", "--listen", &address]).stderr(Stdio::null()));
-    until("the server listens", || std::net::TcpStream::connect(&address).is_ok());
-    (server, format!("http://{address}"))
 }
 
 /// Fills a place with the runs that filters, keys and pages are tried on: 60 in lane `alpha`, five in `beta`.
@@ -135,7 +125,7 @@ fn the_story_of_the_demo_is_seen_live_without_reloading() {
 fn the_scrubber_says_the_same_as_why() {
     let place = Place::default();
     let run = past(&place);
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     let seconds = [
         "02:00:05", "02:00:30", "02:01:17", "02:12:00", "02:13:21", "02:14:59", "02:30:00", "02:44:30", "02:48:20",
         "02:55:10",
@@ -157,7 +147,7 @@ fn the_scrubber_says_the_same_as_why() {
 fn filters_survive_a_reload_and_pages_follow_on_each_other() {
     let place = Place::default();
     runs(&place);
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     play(&url, "filters", &[]);
 }
 
@@ -165,7 +155,7 @@ fn filters_survive_a_reload_and_pages_follow_on_each_other() {
 fn what_is_not_refreshed_does_not_say_that_it_is_live() {
     let place = Place::default();
     runs(&place);
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     play(&url, "stale", &[]);
 }
 
@@ -173,19 +163,19 @@ fn what_is_not_refreshed_does_not_say_that_it_is_live() {
 fn the_keyboard_is_enough() {
     let place = Place::default();
     runs(&place);
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     play(&url, "keys", &[]);
 }
 
 #[test]
 fn every_page_is_for_those_too_who_do_not_see_it() {
     let empty = Place::default();
-    let (_server, url) = serve(&empty);
+    let (_server, url) = empty.serve();
     play(&url, "access", &["/", "/runs", "/lanes", "/executors", "/goals"]);
     let place = Place::default();
     let run = past(&place);
     runs(&place);
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     let run = format!("/runs/{run}");
     play(
         &url,
@@ -234,7 +224,7 @@ fn names_that_look_like_markup_do_no_harm() {
         "--progress",
         &json!({"note": evil}).to_string(),
     ]);
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     let run = format!("/runs/{}", made["run"].as_str().unwrap());
     let lane =
         "/lanes/%3Cscript%3Ewindow.harmed%3D1%3C%2Fscript%3E%3Cimg%20src%3Dx%20onerror%3Dwindow.harmed%3D1%3E%22%27";
@@ -250,7 +240,7 @@ fn people_sign_in_and_do_what_they_may_and_a_forged_form_is_refused() {
         made["token"].as_str().unwrap().to_owned()
     };
     let (operator, auditor) = (token("operator", "olga"), token("auditor", "axel"));
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     let (run, other) = (runs.last().unwrap(), &runs[0]);
     play(&url, "people", &[&operator, &auditor, run, other]);
     let asked = place.json(&["run", "show", run])["cancel_requested"].clone();
@@ -268,7 +258,7 @@ fn without_a_script_everything_can_be_read() {
     let place = Place::default();
     let run = past(&place);
     place.json(&["run", "create", "--lane", "alpha", "--claim", "worker"]);
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     let at = "2026-05-04T02:12:00Z";
     let message = place.json(&["why", &run, "--at", at])["message"].as_str().unwrap().to_owned();
     play(&url, "plain", &[&run, at, &message]);

@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
-use lastbeat_acceptance::{Place, Started, until};
+use lastbeat_acceptance::{Place, until};
 
 fn workspace() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap()
@@ -27,20 +27,10 @@ fn printed(command: &mut Command) -> String {
     out.into_owned()
 }
 
-/// Starts a server on the place's database and returns it with its URL.
-fn serve(place: &Place) -> (Started, String) {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap().to_string();
-    drop(listener);
-    let server = Started::new(place.lastbeat(&["serve", "--listen", &address]).stderr(Stdio::null()));
-    until("the server listens", || std::net::TcpStream::connect(&address).is_ok());
-    (server, format!("http://{address}"))
-}
-
 /// Takes a tour on a server of its own and looks at what it told; then again where it may do nothing.
 fn take(executor: &str, mut tour: Command) {
     let place = Place::default();
-    let (_server, url) = serve(&place);
+    let (_server, url) = place.serve();
     let told = printed(tour.arg(&url));
     looked_at(&place, executor, &told);
 

@@ -37,7 +37,9 @@ fn table(document: &BacktestDocument) -> Result<(), Failure> {
         let quarantined = document.quarantined;
         output::line(&format!("{quarantined} runs hold facts of a newer program and are judged up to those"))?;
     }
-    output::line(&format!("the record has {reaps} reaps, {wrong} of them wrong: something was heard afterwards\n"))?;
+    output::line(&format!(
+        "the record has {reaps} reaps, {wrong} of them wrong: something was heard afterwards that contradicts them\n"
+    ))?;
     let heading = [
         "POLICY",
         "REAPS",

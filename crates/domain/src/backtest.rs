@@ -811,6 +811,7 @@ mod tests {
     use crate::ids::Name;
     use crate::listening::DeafSpan;
     use crate::policy::Terms;
+    use crate::told::{self, beat, claimed, completed};
     use crate::verdict::BasisFact;
 
     const END: u64 = 100_000;
@@ -825,24 +826,7 @@ mod tests {
 
     /// The stream of the run with that number, told as (second, fact); `created` at second 0 goes without saying.
     fn stream(run: u128, facts: Vec<(u64, RunEvent)>) -> Vec<Recorded> {
-        let (lane, labels) = (Name::new("watcher").unwrap(), BTreeMap::new());
-        let (goal, device, not_before, unique_key, input) = (None, None, None, None, None);
-        let created = RunEvent::Created { lane, goal, device, not_before, unique_key, labels, input };
-        let run = RunId::from_uuid(uuid::Uuid::from_u128(run));
-        let recorded = |(version, (second, event))| Recorded { run, version, recorded_at: at(second), event };
-        (1..).zip([(0, created)].into_iter().chain(facts)).map(recorded).collect()
-    }
-
-    fn claimed(attempt: u32) -> RunEvent {
-        RunEvent::Claimed { attempt, claim: None, executor: Name::new("mac-7").unwrap(), device: None }
-    }
-
-    fn beat(attempt: u32) -> RunEvent {
-        RunEvent::Heartbeat { attempt, progress: None }
-    }
-
-    fn completed(attempt: u32, late: bool) -> RunEvent {
-        RunEvent::Completed { attempt, output: None, late }
+        told::stream(run, at(0), facts.into_iter().map(|(second, event)| (at(second), event)))
     }
 
     /// A reap for silence since the version that beat, after three minutes.

@@ -361,13 +361,11 @@ fn capitalised(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::event::{DeafCause, Signal};
-    use crate::ids::RunId;
     use crate::listening::DeafSpan;
     use crate::policy::Terms;
+    use crate::told::{self, stream};
     use crate::verdict::judge;
 
     /// An instant of 2026-05-04, so many seconds after 02:00.
@@ -377,31 +375,16 @@ mod tests {
 
     /// Folds a stream that is told as (second, fact); `created` at second 0 goes without saying.
     fn run(facts: &[(u64, RunEvent)]) -> Run {
-        let lane = Name::new("watcher").unwrap();
-        let labels = BTreeMap::new();
-        let created = RunEvent::Created {
-            lane,
-            goal: None,
-            device: None,
-            not_before: None,
-            unique_key: None,
-            labels,
-            input: None,
-        };
-        let recorded = |(version, (second, event)): (u64, (u64, RunEvent))| {
-            let (run, recorded_at) = (RunId::from_uuid(uuid::Uuid::from_u128(7)), at(second));
-            Recorded { run, version, recorded_at, event }
-        };
-        let stream: Vec<_> = (1..).zip([(0, created)].into_iter().chain(facts.to_vec())).map(recorded).collect();
-        Run::fold(&stream).unwrap().unwrap()
+        let facts = facts.iter().map(|(second, event)| (at(*second), event.clone()));
+        Run::fold(&stream(7, at(0), facts)).unwrap().unwrap()
     }
 
     fn claimed() -> RunEvent {
-        RunEvent::Claimed { attempt: 1, claim: None, executor: Name::new("mac-7").unwrap(), device: None }
+        told::claimed(1)
     }
 
     fn beat() -> RunEvent {
-        RunEvent::Heartbeat { attempt: 1, progress: None }
+        told::beat(1)
     }
 
     fn progress(done: u64) -> RunEvent {

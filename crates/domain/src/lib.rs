@@ -35,6 +35,8 @@ pub mod policy;
 pub mod run;
 pub mod time;
 pub mod token;
+#[cfg(test)]
+mod told;
 pub mod verdict;
 
 pub use access::{Access, Action, Grant, Relation, Role};

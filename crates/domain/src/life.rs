@@ -230,13 +230,12 @@ impl Life {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::event::DeafCause;
-    use crate::ids::{Name, RunId};
+    use crate::ids::Name;
     use crate::listening::DeafSpan;
     use crate::policy::Terms;
+    use crate::told::{beat, claimed, completed, stream};
 
     fn at(seconds: u64) -> Timestamp {
         "2026-05-04T02:00:00Z".parse::<Timestamp>().unwrap().plus(Span::from_seconds(seconds))
@@ -250,21 +249,8 @@ mod tests {
     fn life(facts: &[(u64, RunEvent)], end: u64, policies: &[(Timestamp, LanePolicy)], deaf: &[DeafSpan]) -> Life {
         let listening = Listening::as_of(at(end), deaf, &[]);
         let around = Surroundings { policies, listening: &listening };
-        let lane = Name::new("watcher").unwrap();
-        let labels = BTreeMap::new();
-        let created = RunEvent::Created {
-            lane,
-            goal: None,
-            device: None,
-            not_before: None,
-            unique_key: None,
-            labels,
-            input: None,
-        };
         let (mut run, mut life): (Option<Run>, Life) = (None, Life::of(None));
-        for (version, (second, event)) in (1..).zip([(0, created)].into_iter().chain(facts.to_vec())) {
-            let fact =
-                Recorded { run: RunId::from_uuid(uuid::Uuid::from_u128(7)), version, recorded_at: at(second), event };
+        for fact in stream(7, at(0), facts.iter().map(|(second, event)| (at(*second), event.clone()))) {
             life.take_in(run.as_ref(), &fact, around);
             match &mut run {
                 None => run = Some(Run::begin(&fact).unwrap()),
@@ -273,18 +259,6 @@ mod tests {
         }
         life.end(&run.unwrap(), at(end), around);
         life
-    }
-
-    fn claimed(attempt: u32) -> RunEvent {
-        RunEvent::Claimed { attempt, claim: None, executor: Name::new("mac-7").unwrap(), device: None }
-    }
-
-    fn beat(attempt: u32) -> RunEvent {
-        RunEvent::Heartbeat { attempt, progress: None }
-    }
-
-    fn completed(attempt: u32, late: bool) -> RunEvent {
-        RunEvent::Completed { attempt, output: None, late }
     }
 
     fn reaped() -> RunEvent {

@@ -384,13 +384,11 @@ fn verdict(otherwise: Liveness, governing: Charge, changes_at: Option<Timestamp>
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
-    use crate::event::{DeafCause, Recorded, RunEvent};
-    use crate::ids::{Name, RunId};
+    use crate::event::{DeafCause, RunEvent};
     use crate::listening::DeafSpan;
     use crate::policy::Terms;
+    use crate::told::{beat, claimed, stream};
 
     const MICRO: Span = Span::from_micros(1);
 
@@ -404,31 +402,8 @@ mod tests {
 
     /// Folds a stream that is told as (second, fact); `created` at second 0 goes without saying.
     fn run(facts: &[(i64, RunEvent)]) -> Run {
-        let lane = Name::new("watcher").unwrap();
-        let labels = BTreeMap::new();
-        let created = RunEvent::Created {
-            lane,
-            goal: None,
-            device: None,
-            not_before: None,
-            unique_key: None,
-            labels,
-            input: None,
-        };
-        let recorded = |(version, (second, event)): (u64, (i64, RunEvent))| {
-            let (run, recorded_at) = (RunId::from_uuid(uuid::Uuid::from_u128(7)), at(second));
-            Recorded { run, version, recorded_at, event }
-        };
-        let stream: Vec<_> = (1..).zip([(0, created)].into_iter().chain(facts.to_vec())).map(recorded).collect();
-        Run::fold(&stream).unwrap().unwrap()
-    }
-
-    fn claimed(attempt: u32) -> RunEvent {
-        RunEvent::Claimed { attempt, claim: None, executor: Name::new("mac-7").unwrap(), device: None }
-    }
-
-    fn beat(attempt: u32) -> RunEvent {
-        RunEvent::Heartbeat { attempt, progress: None }
+        let facts = facts.iter().map(|(second, event)| (at(*second), event.clone()));
+        Run::fold(&stream(7, at(0), facts)).unwrap().unwrap()
     }
 
     fn reaped(attempt: u32) -> RunEvent {

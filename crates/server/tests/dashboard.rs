@@ -358,7 +358,7 @@ async fn that_nobody_listens_is_said_where_there_is_nothing_else_to_say() {
     let place = Place::at(NOW);
     let api = Api::without_sweeper(&place).await;
     while api.store.service_log().await.unwrap().beacons.is_empty() {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        tokio::task::yield_now().await;
     }
     place.clock.advance(Span::from_seconds(60));
     let said = asked(&api, "/", "", &[]).await;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use lastbeat_domain::decide::{Command, RunSpec};
 use lastbeat_domain::event::ServiceEvent;
 use lastbeat_domain::listening::{BeaconRole, Promise};
-use lastbeat_domain::{RunId, ServiceRecorded, Span};
+use lastbeat_domain::{RefusalCode, RunId, ServiceRecorded, Span};
 use lastbeat_store::compact::Bounds;
 use lastbeat_store::postgres::{PostgresStore, migrate, role_setup, set_up_role};
 use lastbeat_store::{Answer, Clock, CommandError, DamageKind, Store, StoreError, ask};
@@ -635,4 +635,36 @@ async fn whoever_locks_the_same_runs_in_whatever_order_is_served() {
     }
     let report = stores[0].verify(&|_, _| ()).await.unwrap();
     assert_eq!((report.damage, report.events), (Vec::new(), 64 * (2 + 2 * 30)));
+}
+
+/// A heartbeat that is on its way when somebody decides is not overlooked: who must decide waits for it, and a sweeper
+/// leaves its run alone.
+#[tokio::test]
+async fn whoever_decides_does_not_overlook_a_heartbeat_that_is_on_its_way() {
+    let place = Place::on(Backend::Postgres, NOW);
+    let store = filled(&place).await;
+    place.clock.advance(Span::from_seconds(3_600));
+    let (run, url) = (run_id(2), place.database("a").await);
+    let before = store.run(run).await.unwrap().unwrap().version;
+    let mut heartbeat = PgConnection::connect(&url).await.unwrap();
+    let taken = format!(
+        "BEGIN; UPDATE beating SET version = version + 1, updated_at = updated_at + 1, \
+         tail = int8send(updated_at + 1) || substring(int8send(version + 1) FROM 5) || tail WHERE id = '{run}'"
+    );
+    sqlx::raw_sql(AssertSqlSafe(taken)).execute(&mut heartbeat).await.unwrap();
+    let reap = Command::Reap { run, by: name("sweeper"), by_hand: None };
+    let Err(CommandError::Refused(refused)) = one(store.as_ref(), reap).await else { panic!("it was reaped") };
+    assert_eq!(refused.code, RefusalCode::Busy);
+    let deciding = Arc::clone(&store);
+    let cancel = Command::RequestCancel { run, by: name("me"), reason: None };
+    let cancel = tokio::spawn(async move { one(deciding.as_ref(), cancel).await });
+    let mut shell = PgConnection::connect(&url).await.unwrap();
+    let waits = "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event_type = 'Lock' \
+                 AND datname = current_database())";
+    while !sqlx::query_scalar::<_, bool>(waits).fetch_one(&mut shell).await.unwrap() {
+        tokio::task::yield_now().await;
+    }
+    sqlx::raw_sql("COMMIT").execute(&mut heartbeat).await.unwrap();
+    let facts = cancel.await.unwrap().unwrap().facts();
+    assert_eq!(facts.iter().map(|fact| fact.version).collect::<Vec<_>>(), [before + 2]);
 }

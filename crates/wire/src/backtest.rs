@@ -91,7 +91,7 @@ pub struct BacktestDocument {
     pub quarantined: u64,
     /// How many reaps the record has.
     pub reaps: u64,
-    /// How many of them were wrong: something was heard afterwards.
+    /// How many of them were wrong: something was heard afterwards that contradicts them.
     pub wrong: u64,
     /// What would have been: first under what was in force, then under each alternative.
     pub alternatives: Vec<AlternativeDocument>,
@@ -125,7 +125,7 @@ pub struct AlternativeDocument {
     pub not_yet: u64,
     /// Not reaped, as in the record.
     pub untouched: u64,
-    /// Of `reaps`: something was heard afterwards.
+    /// Of `reaps`: something was heard afterwards that contradicts the rule.
     pub wrong: u64,
     /// Of `wrong`: not wrong in the record as well.
     pub newly_wrong: u64,

@@ -280,7 +280,7 @@ fn service(gathered: &Gathered, visitor: &Visitor) -> Markup {
             @let all = gathered.lanes.iter().fold(ReapCount::default(), |sum, lane| sum.plus(lane.rate));
             @if let Some(rate) = all.rate() {
                 dt { "False reap rate" }
-                dd { (format!("{:.1} %", rate * 100.0)) ": of " (all.reaped) " reaps, after " (all.wrong) " the executor was heard of" }
+                dd { (format!("{:.1} %", rate * 100.0)) ": of " (all.reaped) " reaps, " (all.wrong) " turned out wrong" }
             }
             @if let Some(at) = gathered.clock_back {
                 dt { "Clock" }
