@@ -230,7 +230,7 @@ fn abandon(url: &str, end: &AtomicBool) {
             let claimed = answers.into_iter().flatten().flat_map(|answer| answer.appended);
             let beats = claimed.filter_map(|fact| match fact.event {
                 RunEvent::Claimed { attempt, claim, .. } => {
-                    let report = report(fact.run, attempt, claim?.as_str());
+                    let report = report(fact.run, attempt, &claim?.to_string());
                     Some(Told::Heartbeat { report, progress: None })
                 }
                 _ => None,

@@ -11,6 +11,7 @@ use crate::ground::{Database, Ground, Updates};
 use crate::lastbeat::{LOG, Lastbeat};
 use crate::mutable::{Mutable, Writing};
 use crate::row::{Bound, Row};
+use crate::say;
 use crate::size::Size;
 
 /// Connections of M1.
@@ -60,6 +61,7 @@ pub(crate) async fn measure(
         heartbeats += crowd.warm_up(lastbeat, LAPS).await?;
         crowd.warm_up(&one_each, 1).await?;
         crowd.warm_up(&grouped, LAPS).await?;
+        say(&format!("heartbeats, {in_flight} in flight"));
         let mut rounds = Rounds::default();
         for _ in 0..size.rounds {
             let (turn, heard) = take_turn(ground, crowd, lastbeat, size).await?;

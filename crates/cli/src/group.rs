@@ -27,7 +27,7 @@ pub(crate) fn spawn(command: &[OsString], lease: Option<&Lease>) -> std::io::Res
     if let Some(lease) = lease {
         command.env("LASTBEAT_RUN", lease.run.to_string()).env("LASTBEAT_ATTEMPT", lease.attempt.to_string());
         if let Some(claim) = &lease.claim {
-            command.env("LASTBEAT_CLAIM", claim.as_str());
+            command.env("LASTBEAT_CLAIM", claim.to_string());
         }
     }
     let parent = Pid::from_raw(i32::try_from(std::process::id()).unwrap_or_default());

@@ -39,24 +39,37 @@ impl FromStr for RunId {
 
 /// The random half of a fencing token: made anew for each claim, and quoted in every report of that claim.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct ClaimId(Name);
+#[serde(try_from = "String", into = "String")]
+pub struct ClaimId(ClaimText);
+
+/// What a claim id says. Two are the same if and only if their texts are: so only the usual form of a UUID is kept as one.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum ClaimText {
+    Uuid(Uuid),
+    Other(Name),
+}
 
 impl ClaimId {
     /// Wraps a UUID, the form in which the program makes claim ids.
     pub fn from_uuid(uuid: Uuid) -> ClaimId {
-        ClaimId(Name(uuid.to_string()))
+        ClaimId(ClaimText::Uuid(uuid))
     }
 
-    /// Returns the text.
-    pub fn as_str(&self) -> &str {
-        self.0.as_str()
+    /// Returns the UUID, if the text is one in its usual form: hyphenated, in lower case.
+    pub fn as_uuid(&self) -> Option<Uuid> {
+        match self.0 {
+            ClaimText::Uuid(uuid) => Some(uuid),
+            ClaimText::Other(_) => None,
+        }
     }
 }
 
 impl fmt::Display for ClaimId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        match &self.0 {
+            ClaimText::Uuid(uuid) => fmt::Display::fmt(uuid, f),
+            ClaimText::Other(name) => fmt::Display::fmt(name, f),
+        }
     }
 }
 
@@ -64,7 +77,25 @@ impl FromStr for ClaimId {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<ClaimId, NameError> {
-        text.parse().map(ClaimId)
+        let mut buffer = Uuid::encode_buffer();
+        match Uuid::try_parse(text) {
+            Ok(uuid) if *uuid.hyphenated().encode_lower(&mut buffer) == *text => Ok(ClaimId::from_uuid(uuid)),
+            _ => text.parse().map(|name| ClaimId(ClaimText::Other(name))),
+        }
+    }
+}
+
+impl TryFrom<String> for ClaimId {
+    type Error = NameError;
+
+    fn try_from(text: String) -> Result<ClaimId, NameError> {
+        text.parse()
+    }
+}
+
+impl From<ClaimId> for String {
+    fn from(claim: ClaimId) -> String {
+        claim.to_string()
     }
 }
 
@@ -156,6 +187,21 @@ mod tests {
         assert_eq!(Name::new("a\0b").unwrap_err(), NameError::NotPrintable);
         assert_eq!(Name::new("x".repeat(257)).unwrap_err(), NameError::TooLong(257));
         assert_eq!(Name::new("übung 7").unwrap().as_str(), "übung 7");
+    }
+
+    #[test]
+    fn a_claim_id_is_the_text_that_it_was_given() {
+        for (text, is_uuid) in [
+            ("f47ac10b-58cc-4372-a567-0e02b2c3d479", true),
+            ("F47AC10B-58CC-4372-A567-0E02B2C3D479", false),
+            ("f47ac10b58cc4372a5670e02b2c3d479", false),
+            ("{f47ac10b-58cc-4372-a567-0e02b2c3d479}", false),
+            ("b1f0", false),
+        ] {
+            let claim: ClaimId = text.parse().unwrap();
+            assert_eq!((claim.to_string().as_str(), claim.as_uuid().is_some()), (text, is_uuid));
+        }
+        assert!("".parse::<ClaimId>().is_err() && "a\nb".parse::<ClaimId>().is_err());
     }
 
     #[test]

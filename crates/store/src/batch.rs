@@ -557,9 +557,8 @@ impl Batch {
             let evolved = self.evolve(row.take(), &recorded)?;
             let current = row.insert(evolved);
             self.noted.extend(noted(&current.run.lane, &recorded.event));
-            if plain {
-                self.push_beat(current, &recorded)?;
-            } else {
+            self.keep_tail(current, &recorded, plain)?;
+            if !plain {
                 plain_beats_only = false;
                 self.head.position += 1;
                 self.writes.events.push(EventRow::of_run(self.head.position, current.number, &recorded));
@@ -615,12 +614,22 @@ impl Batch {
         appended
     }
 
-    fn push_beat(&mut self, row: &mut RunRow, recorded: &Recorded) -> Result<(), StoreError> {
-        let beat = Beat { version: recorded.version, at: recorded.recorded_at.as_micros() };
-        tail_of(row)?.push(beat);
-        self.beats.push((row.number, recorded.version));
-        // A full tail never stands in a projection without being a segment too.
-        if tail_of(row)?.len() >= packing::TAIL_BEATS_MAX { self.flush_tail(row) } else { Ok(()) }
+    /// Brings the tail up to a fact of its run, which is a plain heartbeat or not, and writes it out where it has come to
+    /// its bounds. So a tail that spans all that it may never stands in a projection without being a segment too.
+    fn keep_tail(&mut self, row: &mut RunRow, recorded: &Recorded, plain: bool) -> Result<(), StoreError> {
+        let fact = Beat { version: recorded.version, at: recorded.recorded_at.as_micros() };
+        if tail_of(row)?.last().is_some_and(|last| fact.at - last.at > packing::TAIL_PAUSE_MAX) {
+            self.flush_tail(row)?;
+        }
+        if plain {
+            tail_of(row)?.push(fact);
+            self.beats.push((row.number, fact.version));
+        }
+        let spans = |first: &Beat| fact.version - first.version + 1;
+        if tail_of(row)?.first().is_some_and(|first| spans(first) >= packing::TAIL_FACTS_MAX as u64) {
+            self.flush_tail(row)?;
+        }
+        Ok(())
     }
 
     /// Writes the tail out as a segment.

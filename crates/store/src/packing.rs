@@ -3,7 +3,7 @@
 //! Three forms, all of (version, instant) pairs in rising order:
 //!
 //! * the **tail** in a run's projection row: steps of fixed width, so that one can be added without reading the others
-//!   (PostgreSQL has a form of its own, in `postgres/rows.rs`);
+//!   (PostgreSQL has a form of its own, in `postgres/tail.rs`, which sets the bounds that every tail keeps to);
 //! * a **segment** of a run: the gaps between versions as runs, the instants as zigzag varints of delta-of-delta,
 //!   which are small since executors beat regularly;
 //! * a **beats** row of a commit, whose heartbeats share one instant: run numbers and versions as varints.
@@ -19,8 +19,11 @@ pub(crate) struct Beat {
     pub(crate) at: i64,
 }
 
-/// How many heartbeats a tail holds before it is written out as a segment.
-pub(crate) const TAIL_BEATS_MAX: usize = 30;
+/// How many facts a tail spans before it is written out as a segment: its heartbeats, and what came between and after.
+pub(crate) const TAIL_FACTS_MAX: usize = 30;
+/// The longest time after a heartbeat of a tail until the run's next fact, in microseconds: 35 min 47 s. A tail is
+/// written out before a longer one.
+pub(crate) const TAIL_PAUSE_MAX: i64 = i32::MAX as i64;
 /// How many heartbeats an imported segment holds at the most.
 pub(crate) const SEGMENT_BEATS_MAX: usize = 512;
 

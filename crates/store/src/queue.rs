@@ -2,8 +2,10 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use foldhash::fast::RandomState;
 use lastbeat_domain::decide::{Command, IdempotencyKey};
 use lastbeat_domain::{Name, RunId};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::Outcome;
@@ -41,14 +43,19 @@ pub(crate) async fn execute<'w>(
     let mut answers = Vec::with_capacity(commands.len());
     for command in commands {
         let (reply, answer) = oneshot::channel();
-        let sent = writer(&command).send(Job::Execute(Waiting { command, reply })).await;
-        answers.push(sent.map(|()| answer));
+        let writer = writer(&command);
+        // There is mostly room. Thousands of these wait for their answers at a time; so the future holds no job.
+        let sent = match writer.try_send(Job::Execute(Waiting { command, reply })) {
+            Err(TrySendError::Full(job)) => Box::pin(writer.send(job)).await.is_ok(),
+            sent => sent.is_ok(),
+        };
+        answers.push(sent.then_some(answer));
     }
     let mut outcomes = Vec::with_capacity(answers.len());
     for answer in answers {
         outcomes.push(match answer {
-            Ok(answer) => answer.await.unwrap_or_else(|_| closed()),
-            Err(_) => closed(),
+            Some(answer) => answer.await.unwrap_or_else(|_| closed()),
+            None => closed(),
         });
     }
     outcomes
@@ -91,7 +98,7 @@ pub(crate) struct Queue(VecDeque<Waiting>);
 /// What a batch names already.
 #[derive(Default)]
 struct Named {
-    runs: HashSet<RunId>,
+    runs: HashSet<RunId, RandomState>,
     keys: HashSet<Name>,
     idempotency_keys: HashSet<IdempotencyKey>,
 }
@@ -138,8 +145,10 @@ impl Queue {
     /// Takes the commands of the next transaction: at most one for a run, a unique key and an idempotency key, so what
     /// must come after another one waits for the next.
     pub(crate) fn next_batch(&mut self) -> Vec<Waiting> {
-        let (mut batch, mut later) = (Vec::new(), VecDeque::new());
+        let room = self.0.len().min(BATCH_COMMANDS_MAX);
+        let (mut batch, mut later) = (Vec::with_capacity(room), VecDeque::new());
         let mut named = Named::default();
+        named.runs.reserve(room);
         let mut bytes = 0;
         while let Some(waiting) = self.0.pop_front() {
             let clashes = named.clashes(&waiting.command);

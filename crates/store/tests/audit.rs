@@ -475,11 +475,12 @@ async fn a_database_of_an_older_schema_learns_when_progress_last_changed() {
     let place = Place::on(Backend::Postgres, NOW);
     let runs = with_progress(&place).await;
     let url = place.database("a").await;
-    let statements = "DROP INDEX events_reaps; DROP INDEX events_reaps_of; \
-        UPDATE runs SET rest = regexp_replace(rest, ',\"progress_changed\":\\[\\d+,\\d+\\]', ''); \
-        DELETE FROM lastbeat_schema WHERE version > 2";
+    let statements = lastbeat_testkit::postgres::fourth_schema()
+        + "DROP INDEX events_reaps; DROP INDEX events_reaps_of; \
+           UPDATE runs SET rest = regexp_replace(rest, ',\"progress_changed\":\\[\\d+,\\d+\\]', ''); \
+           DELETE FROM lastbeat_schema WHERE version > 2";
     let mut shell = PgConnection::connect(&url).await.unwrap();
-    sqlx::raw_sql(statements).execute(&mut shell).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&mut shell).await.unwrap();
     let left: i64 = sqlx::query_scalar("SELECT count(*) FROM runs WHERE strpos(rest, 'progress_changed') > 0")
         .fetch_one(&mut shell)
         .await

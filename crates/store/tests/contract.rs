@@ -68,6 +68,8 @@ on_each_backend! {
     every_recorded_situation_gets_its_verdict_from_the_store,
     many_claimants_get_each_run_once,
     a_fenced_heartbeat_is_refused_however_it_comes,
+    a_claim_that_is_no_uuid_holds_its_run_as_any_other_does,
+    heartbeats_among_other_facts_and_after_long_silence_are_kept_to_the_microsecond,
     an_executor_is_told_when_its_run_lapses_in_whichever_lane_it_is,
     heartbeats_of_many_runs_share_a_commit_and_each_is_kept,
     the_facts_of_a_commit_stand_in_the_order_of_their_stamps,
@@ -532,6 +534,74 @@ async fn a_fenced_heartbeat_is_refused_however_it_comes(place: Place) {
     let judged = ask::run(store, run_id(4)).await.unwrap().unwrap();
     assert_eq!(told.lapses_at, judged.verdict.lapses_at());
     assert_eq!((told.version, told.at), (judged.run.version, judged.run.updated_at));
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+async fn a_claim_that_is_no_uuid_holds_its_run_as_any_other_does(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    let claimant = Claimant { claim: "b1f0".parse().unwrap(), ..claimant("mac-7", "c") };
+    let spec = Box::new(RunSpec::of_lane(name("watcher")));
+    one(store, Command::Create { run: run_id(1), spec, claim: Some(claimant.clone()) }).await.unwrap();
+    one(store, create(run_id(2), Some("c"))).await.unwrap();
+    let its = |run: RunId| Report { claim: Some(claimant.claim.clone()), ..report(run, 1, "c") };
+    let unclaimed = Report { claim: None, ..its(run_id(1)) };
+    let stale = Err(RefusalCode::StaleAttempt);
+    for version in 3..6 {
+        place.clock.advance(Span::from_seconds(1));
+        let beats = vec![its(run_id(1)), report(run_id(2), 1, "c")];
+        assert_eq!(beaten(store, beats).await, [Ok(version), Ok(version)]);
+    }
+    place.clock.advance(Span::from_seconds(1));
+    assert_eq!(beaten(store, vec![unclaimed, its(run_id(2))]).await, [Ok(6), stale]);
+    assert_eq!(beaten(store, vec![report(run_id(1), 1, "c")]).await, [stale]);
+    for again in [false, true] {
+        if again {
+            store.rebuild(&|_, _| ()).await.unwrap();
+        }
+        assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+        let run = store.run(run_id(1)).await.unwrap().unwrap();
+        assert_eq!((run.version, run.claim.unwrap().id), (6, Some(claimant.claim.clone())));
+    }
+}
+
+async fn heartbeats_among_other_facts_and_after_long_silence_are_kept_to_the_microsecond(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    one(store, create(run_id(1), Some("c"))).await.unwrap();
+    let mut heard = Vec::new();
+    for step in 0..150_u32 {
+        // Pauses of a second and a bit; of half an hour; and such as are longer than a step of a tail can say.
+        let pause = match step % 40 {
+            11 | 12 | 30 => Span::from_seconds(1_800),
+            20 | 31 => Span::from_seconds(3_600),
+            _ => Span::from_micros(1_000_003),
+        };
+        place.clock.advance(pause);
+        // For a while nothing but plain ones, then every other one is a fact of its own, then a few in a row are.
+        let own = match step {
+            0..70 => false,
+            70..110 => step % 2 == 0,
+            _ => step % 9 < 4,
+        };
+        let command = if own {
+            Command::Heartbeat {
+                report: report(run_id(1), 1, "c"),
+                progress: Some(serde_json::json!({ "done": step })),
+            }
+        } else {
+            beat(run_id(1), "c")
+        };
+        let facts = one(store, command).await.unwrap().facts();
+        heard.extend(facts.iter().map(|fact| (fact.version, fact.recorded_at)));
+        if step % 30 == 29 {
+            assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+            store.rebuild(&|_, _| ()).await.unwrap();
+        }
+    }
+    let stream = ask::whole_stream(store, run_id(1)).await.unwrap();
+    let kept: Vec<(u64, Timestamp)> = stream.iter().skip(2).map(|fact| (fact.version(), fact.recorded_at())).collect();
+    assert_eq!(kept, heard);
     assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
 }
 

@@ -46,7 +46,7 @@ async fn a_file_of_the_first_schema_is_migrated_and_says_the_same() {
     // And it goes on.
     let open = store.run(run).await.unwrap().unwrap();
     let claim = open.claim.unwrap().id.unwrap();
-    let command = Command::Heartbeat { report: report(run, 2, claim.as_str()), progress: None };
+    let command = Command::Heartbeat { report: report(run, 2, &claim.to_string()), progress: None };
     store.execute(vec![command]).await.pop().unwrap().unwrap();
     assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
     // Its rows of heartbeats have no digests, and can be compacted all the same.

@@ -170,13 +170,19 @@ pub fn run_id(number: u128) -> RunId {
     RunId::from_uuid(Uuid::from_u128(number))
 }
 
-/// Makes a claimant whose claim id is `claim`.
-pub fn claimant(executor: &str, claim: &str) -> Claimant {
-    Claimant { executor: name(executor), device: None, claim: claim.parse().unwrap() }
+/// Makes the claim id of a name: a UUID, as the program makes them, and always the same one; or the UUID that the name is.
+pub fn claim_id(name: &str) -> ClaimId {
+    let hash = |hash: u128, byte: u8| (hash ^ u128::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let made = || Uuid::from_u128(name.bytes().fold(0xcbf2_9ce4_8422_2325, hash));
+    ClaimId::from_uuid(Uuid::try_parse(name).unwrap_or_else(|_| made()))
 }
 
-/// Makes a report that quotes an attempt and its claim id.
+/// Makes a claimant whose claim id is that of the name `claim`.
+pub fn claimant(executor: &str, claim: &str) -> Claimant {
+    Claimant { executor: name(executor), device: None, claim: claim_id(claim) }
+}
+
+/// Makes a report that quotes an attempt and the claim id of a name.
 pub fn report(run: RunId, attempt: u32, claim: &str) -> Report {
-    let claim: ClaimId = claim.parse().unwrap();
-    Report { run, attempt, claim: Some(claim), executor: None }
+    Report { run, attempt, claim: Some(claim_id(claim)), executor: None }
 }

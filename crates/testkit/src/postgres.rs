@@ -7,8 +7,10 @@ mod account;
 mod cluster;
 mod database;
 mod installed;
+mod older;
 mod session;
 mod watcher;
 
 pub use cluster::{Cluster, ClusterOptions};
 pub use database::{Database, fresh_database};
+pub use older::fourth_schema;

@@ -145,7 +145,7 @@ impl Executor {
         for fact in &answer.appended {
             match &fact.event {
                 RunEvent::Claimed { attempt, claim: Some(claim), .. } => {
-                    let report = report(fact.run, *attempt, claim.as_str());
+                    let report = report(fact.run, *attempt, &claim.to_string());
                     let work =
                         (self.work_max > 0).then(|| Duration::from_millis(1 + self.numbers.below(self.work_max)));
                     self.held.push(Held { report, until: work.map(|work| Instant::now() + work) });

@@ -264,7 +264,7 @@ fn about(visitor: &Visitor, past: &Timeline) -> Markup {
                 @for (key, value) in &run.labels { span.label { (key) "=" (value) } " " }
                 @if run.labels.is_empty() { (or_nothing(None)) }
             }
-            dt { "Claim" } dd { (or_nothing(shown.claim.as_ref().map(|claim| html! { code { (claim.as_str()) } }))) }
+            dt { "Claim" } dd { (or_nothing(shown.claim.as_ref().map(|claim| html! { code { (claim) } }))) }
         }
         @if let Some(progress) = &run.progress { h3 { "Progress" } pre tabindex="0" aria-label="Progress" { code { (pretty(progress)) } } }
         (folded("Input", input))

@@ -6,65 +6,79 @@
 //! their ids, which is the order in which everybody locks them; two that lock in another order all the same are a
 //! deadlock, which the database ends, and the one that it ends is run again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
 use lastbeat_domain::decide::{Command, Report};
 use lastbeat_domain::run::{Claim, LastBeat, ProgressChange, Waiting};
 use lastbeat_domain::verdict::BasisFact;
-use lastbeat_domain::{LanePolicy, Listening, Name, Run, RunId, Span, Status, Timestamp, judge};
+use lastbeat_domain::{ClaimId, LanePolicy, Listening, Name, Run, RunId, Span, Status, Timestamp, judge};
 use sqlx::Row;
 use sqlx::postgres::{PgConnection, PgRow};
 use uuid::Uuid;
 
-use super::rows::{STEP_BYTES, progress_changed, unpack_tail};
+use super::rows::progress_changed;
+use super::tail::{TAIL_BYTES_MAX, unpack_tail};
 use crate::error::StoreError;
 use crate::log::{BeatsRow, SegmentRow, unsigned};
-use crate::packing::{Beat, TAIL_BEATS_MAX};
+use crate::packing::{Beat, TAIL_PAUSE_MAX};
 use crate::service::ServiceLog;
-use crate::{Answer, Heard};
+use crate::{Answer, Heard, Outcome};
 
-/// `$4` is the length of a full tail, `$5` the stamp, `$6` the lane that is expected, `$7` whether the claims' instants
-/// are wanted. What was taken comes back in one row, column by column: a thousand rows cost more than a thousand
-/// updates. Each column of all the runs costs some percent of what their updates do, so what they have in common does not
-/// come back: only the places of those that are of another lane, or to be cancelled, or whose tail is full by this
-/// heartbeat, and so to be written out as a segment.
-const ACCEPT: &str = "\
-    WITH taken AS (\
-        UPDATE beating AS r SET version = r.version + 1, updated_at = $5, \
-            tail = int8send($5) || substring(int8send(r.version + 1) FROM 5) \
+/// Log time as a batch of heartbeats is stamped with: read before anything is locked. A clock that is brought along comes
+/// in as a parameter.
+macro_rules! stamp {
+    ($clock:literal) => {
+        concat!(
+            "SELECT greatest(coalesce(",
+            $clock,
+            ", (extract(epoch FROM clock_timestamp()) * 1000000)::bigint), \
+             1 + greatest((SELECT h.latest_at FROM head h), \
+                 (SELECT e.recorded_at FROM events e ORDER BY e.position DESC LIMIT 1), \
+                 (SELECT b.latest_at FROM beats b ORDER BY b.position DESC LIMIT 1), \
+                 (SELECT max(b.at) FROM beacons b))) AS at"
+        )
+    };
+}
+
+/// `$4` is the length of a full tail, `$5` the longest pause that a step of a tail can say, `$6` the simulated clock, `$7`
+/// the lane that is expected, `$8` whether the claims' instants are wanted. What was taken comes back in one row, column by
+/// column: a thousand rows cost more than a thousand updates. Each column of all the runs costs some percent of what
+/// their updates do, so what nearly all have in common does not come back: what else is to be said is said only of those
+/// that are of another lane, or to be cancelled, or whose tail is full by this heartbeat, and so to be written out as a
+/// segment.
+const ACCEPT: &str = concat!(
+    "WITH now AS MATERIALIZED (",
+    stamp!("$6"),
+    "), taken AS (\
+        UPDATE beating AS r SET version = r.version + 1, updated_at = (SELECT at FROM now), \
+            tail = int4send(((SELECT at FROM now) - r.updated_at)::integer) \
                 || CASE WHEN octet_length(r.tail) < $4 THEN r.tail ELSE '' END \
-        FROM unnest($1::uuid[], $2::integer[], $3::text[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
+        FROM unnest($1::uuid[], $2::integer[], $3::uuid[]) WITH ORDINALITY AS b(id, attempt, claim, ordinal) \
         WHERE r.id = b.id AND r.attempt = b.attempt AND (b.claim IS NULL OR r.claim = b.claim) \
-            AND r.updated_at < $5 \
+            AND r.updated_at < (SELECT at FROM now) AND r.updated_at >= (SELECT at - $5 FROM now) \
         RETURNING b.ordinal, r.number, r.version, \
-            CASE WHEN $7 THEN r.claimed_at END AS claimed_at, \
-            CASE WHEN r.lane <> $6 THEN r.lane END AS lane, \
-            CASE WHEN r.cancel_requested THEN b.ordinal END AS cancelled, \
-            CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END AS full_tail) \
-    SELECT coalesce(array_agg(ordinal), '{}') AS ordinals, coalesce(array_agg(number), '{}') AS numbers, \
+            CASE WHEN r.lane <> $7 OR r.cancel_requested OR octet_length(r.tail) >= $4 OR $8 THEN \
+                row(b.ordinal, r.lane, r.cancel_requested, CASE WHEN octet_length(r.tail) >= $4 THEN r.tail END, \
+                    r.claimed_at) END AS more) \
+    SELECT (SELECT at FROM now) AS at, pg_current_xact_id()::text AS transaction, \
+        coalesce(array_agg(ordinal), '{}') AS ordinals, coalesce(array_agg(number), '{}') AS numbers, \
         coalesce(array_agg(version), '{}') AS versions, \
-        coalesce(array_agg(claimed_at) FILTER (WHERE $7), '{}') AS claimed, \
-        coalesce(array_agg(ordinal) FILTER (WHERE lane IS NOT NULL), '{}') AS elsewhere, \
-        coalesce(array_agg(lane) FILTER (WHERE lane IS NOT NULL), '{}') AS lanes, \
-        coalesce(array_agg(cancelled) FILTER (WHERE cancelled IS NOT NULL), '{}') AS cancelled, \
-        coalesce(array_agg(ordinal) FILTER (WHERE full_tail IS NOT NULL), '{}') AS full_ordinals, \
-        coalesce(array_agg(full_tail) FILTER (WHERE full_tail IS NOT NULL), '{}') AS full_tails \
-    FROM taken";
+        coalesce(array_agg(more) FILTER (WHERE NOT more IS NULL), '{}') AS more \
+    FROM taken"
+);
 
-/// What every batch asks of the server, prepared once for a session: its beginning, and the appending of heartbeats where
-/// nothing else is to be appended. So a batch can name several of them in one message, and none is planned again.
+/// What every batch asks of the server, prepared once for a session: the stamp of one without heartbeats, and the appending
+/// of heartbeats where nothing else is to be appended. So a batch can name several of them in one message, and none is
+/// planned again.
 ///
-/// The log's now is read before anything is locked. Each statement sees what was committed before it began: so what is
-/// appended begins from the end of the log that the lock waited for.
-pub(super) const PREPARE: &str = "\
-    PREPARE lastbeat_begin (bigint) AS SELECT greatest(\
-        coalesce($1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint), \
-        1 + greatest((SELECT h.latest_at FROM head h), \
-            (SELECT e.recorded_at FROM events e ORDER BY e.position DESC LIMIT 1), \
-            (SELECT b.latest_at FROM beats b ORDER BY b.position DESC LIMIT 1), \
-            (SELECT max(b.at) FROM beacons b))) AS at, pg_current_xact_id()::text AS transaction; \
+/// Each statement sees what was committed before it began: so what is appended begins from the end of the log that the
+/// lock waited for.
+pub(super) const PREPARE: &str = concat!(
+    "PREPARE lastbeat_begin (bigint) AS ",
+    stamp!("$1"),
+    ", pg_current_xact_id()::text AS transaction; \
     PREPARE lastbeat_segments (bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bytea[]) \
     AS INSERT INTO segments (run, first_version, last_version, attempt, first_at, last_at, count, digest, data) \
         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9); \
@@ -73,7 +87,12 @@ pub(super) const PREPARE: &str = "\
         INSERT INTO beats (position, recorded_at, latest_at, count, digest, data) \
         SELECT place, $1, greatest($1, latest_at), $2, lastbeat_beats_digest(place, $1, $2, $3), $3 FROM (\
             SELECT 1 + greatest(b.position, h.beat_position) AS place, b.latest_at FROM head h LEFT JOIN LATERAL (\
-                SELECT position, latest_at FROM beats ORDER BY position DESC LIMIT 1) b ON true) log_end";
+                SELECT position, latest_at FROM beats ORDER BY position DESC LIMIT 1) b ON true) log_end"
+);
+
+/// What is said only of some: its place, the lane, whether it is to be cancelled, the tail if it is full, and when it was
+/// claimed.
+type More = (i64, String, bool, Option<Vec<u8>>, i64);
 
 /// A heartbeat that was taken.
 #[derive(Debug)]
@@ -115,9 +134,11 @@ impl Known {
         Known { lane, service }
     }
 
-    /// Says whether it may matter to an answer when its run was claimed.
-    fn claims_matter(&self, at: Timestamp) -> bool {
-        self.service.lanes().any(|lane| claims_matter(&self.service.policy(lane, at)))
+    /// Says whether it may matter to an answer when its run was claimed. Which policy is in force is not known before the
+    /// stamp is; so it is asked of all that ever were.
+    fn claims_matter(&self) -> bool {
+        let mut policies = self.service.lanes().flat_map(|lane| self.service.policies(lane));
+        policies.any(|(_, policy)| claims_matter(policy))
     }
 }
 
@@ -126,76 +147,108 @@ fn claims_matter(policy: &LanePolicy) -> bool {
     policy.terms.max_runtime.is_some()
 }
 
-/// A plain heartbeat, with its index in the batch.
-pub(super) type Plain<'c> = (usize, &'c Report);
+/// A plain heartbeat that may be taken.
+pub(super) struct Plain<'c> {
+    /// The command's index in the batch.
+    index: usize,
+    report: &'c Report,
+    claim: Option<Uuid>,
+}
 
-/// Returns the plain heartbeats of a batch, in the order in which their runs are locked.
+/// Returns the plain heartbeats of a batch, in the order in which their runs are locked; those left out that quote a
+/// claim which is no UUID, since such a claim does not stand in `beating`.
 pub(super) fn plain(commands: &[Command]) -> Vec<Plain<'_>> {
     let mut plain: Vec<Plain<'_>> = Vec::with_capacity(commands.len());
     for (index, command) in commands.iter().enumerate() {
-        if let Command::Heartbeat { report, progress: None } = command {
-            plain.push((index, report));
+        let Command::Heartbeat { report, progress: None } = command else { continue };
+        let claim = report.claim.as_ref().map(ClaimId::as_uuid);
+        if claim != Some(None) {
+            plain.push(Plain { index, report, claim: claim.flatten() });
         }
     }
-    plain.sort_unstable_by_key(|(_, report)| report.run);
+    plain.sort_unstable_by_key(|beat| beat.report.run);
     plain
 }
 
-/// Takes what it may of plain heartbeats, with the stamp `at`. The runs stay locked until the end of the transaction.
+/// Takes what it may of plain heartbeats. The runs stay locked until the end of the transaction.
 pub(super) async fn accept(
     connection: &mut PgConnection,
     plain: &[Plain<'_>],
-    at: Timestamp,
+    simulated: Option<i64>,
     known: &Known,
-) -> Result<Taken, StoreError> {
-    let ids: Vec<Uuid> = plain.iter().map(|(_, report)| report.run.as_uuid()).collect();
+) -> Result<(Begun, Taken), StoreError> {
+    let ids: Vec<Uuid> = plain.iter().map(|beat| beat.report.run.as_uuid()).collect();
     // An attempt beyond the column's reach is nobody's.
-    let attempts: Vec<i32> = plain.iter().map(|(_, report)| i32::try_from(report.attempt).unwrap_or(-1)).collect();
-    let claims: Vec<Option<&str>> =
-        plain.iter().map(|(_, report)| report.claim.as_ref().map(lastbeat_domain::ClaimId::as_str)).collect();
+    let attempts: Vec<i32> = plain.iter().map(|beat| i32::try_from(beat.report.attempt).unwrap_or(-1)).collect();
+    let claims: Vec<Option<Uuid>> = plain.iter().map(|beat| beat.claim).collect();
     let row = sqlx::query(ACCEPT)
         .bind(ids)
         .bind(attempts)
         .bind(claims)
-        .bind(i32::try_from(TAIL_BEATS_MAX * STEP_BYTES).unwrap_or(i32::MAX))
-        .bind(at.as_micros())
+        .bind(i32::try_from(TAIL_BYTES_MAX).unwrap_or(i32::MAX))
+        .bind(TAIL_PAUSE_MAX)
+        .bind(simulated)
         // No lane has an empty name: so while none is expected, each one comes back.
         .bind(known.lane.as_ref().map_or("", Name::as_str))
-        .bind(known.claims_matter(at))
+        .bind(known.claims_matter())
         .fetch_one(connection)
         .await?;
-    Taken::read(&row, plain, known)
+    let begun = Begun::read(&row)?;
+    let taken = Taken::read(&row, plain, begun.at, known)?;
+    Ok((begun, taken))
+}
+
+/// What a transaction says of itself at its beginning.
+pub(super) struct Begun {
+    /// Log time, read before anything was locked: the stamp of its plain heartbeats.
+    pub(super) at: Timestamp,
+    /// Its number.
+    pub(super) transaction: String,
+}
+
+impl Begun {
+    pub(super) fn read(row: &PgRow) -> Result<Begun, StoreError> {
+        Ok(Begun { at: Timestamp::from_micros(row.try_get("at")?), transaction: row.try_get("transaction")? })
+    }
 }
 
 impl Taken {
-    fn read(row: &PgRow, plain: &[Plain<'_>], known: &Known) -> Result<Taken, StoreError> {
+    fn read(row: &PgRow, plain: &[Plain<'_>], at: Timestamp, known: &Known) -> Result<Taken, StoreError> {
         let corrupt = |what: &str| StoreError::Corrupt(format!("a heartbeat came back with {what}"));
         let (ordinals, numbers): (Vec<i64>, Vec<i64>) = (row.try_get("ordinals")?, row.try_get("numbers")?);
-        let (versions, claimed): (Vec<i64>, Vec<i64>) = (row.try_get("versions")?, row.try_get("claimed")?);
-        // What is only said of some, by their place in the batch.
-        let mut lanes = said::<String>(row, "elsewhere", "lanes")?;
-        let mut tails = said::<Vec<u8>>(row, "full_ordinals", "full_tails")?;
-        let cancelled: HashSet<i64> = row.try_get::<Vec<i64>, _>("cancelled")?.into_iter().collect();
-        let lanes_known = known.lane.iter().cloned().collect();
-        let mut taken =
-            Taken { beats: Vec::with_capacity(ordinals.len()), lanes: lanes_known, progress: HashMap::new() };
-        for (at, ordinal) in ordinals.into_iter().enumerate() {
+        let versions: Vec<i64> = row.try_get("versions")?;
+        let mut more = row.try_get::<Vec<More>, _>("more")?.into_iter().peekable();
+        let lanes = known.lane.iter().cloned().collect();
+        let mut taken = Taken { beats: Vec::with_capacity(ordinals.len()), lanes, progress: HashMap::new() };
+        for (nth, ordinal) in ordinals.into_iter().enumerate() {
             let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
-            let (index, report) = *place.ok_or_else(|| corrupt("a place of its own"))?;
-            let version = unsigned(versions[at])?;
-            let full = tails.remove(&ordinal).map(|tail| unpack_tail(&tail, version)).transpose();
-            let lane = lanes.remove(&ordinal).map_or(Ok(0), |lane| taken.lane(&lane))?;
-            taken.beats.push(Accepted {
-                index,
-                run: report.run,
-                number: numbers[at],
-                attempt: report.attempt,
-                version,
-                claimed_at: claimed.get(at).copied().map(Timestamp::from_micros),
-                cancel_requested: cancelled.contains(&ordinal),
-                lane,
-                full: full.map_err(|error| corrupt(&error.to_string()))?,
-            });
+            let beat = place.ok_or_else(|| corrupt("a place of its own"))?;
+            let mut accepted = Accepted {
+                index: beat.index,
+                run: beat.report.run,
+                number: numbers[nth],
+                attempt: beat.report.attempt,
+                version: unsigned(versions[nth])?,
+                claimed_at: None,
+                cancel_requested: false,
+                lane: 0,
+                full: None,
+            };
+            // What is said of some comes in the order in which all do.
+            if let Some((_, lane, cancel_requested, tail, claimed_at)) = more.next_if(|more| more.0 == ordinal) {
+                accepted.lane = taken.lane(&lane)?;
+                accepted.cancel_requested = cancel_requested;
+                accepted.claimed_at = Some(Timestamp::from_micros(claimed_at));
+                let last = Beat { version: accepted.version, at: at.as_micros() };
+                accepted.full = tail
+                    .map(|tail| unpack_tail(&tail, last))
+                    .transpose()
+                    .map_err(|error| corrupt(&error.to_string()))?;
+            }
+            taken.beats.push(accepted);
+        }
+        if more.next().is_some() {
+            return Err(corrupt("what was said of another"));
         }
         Ok(taken)
     }
@@ -224,10 +277,10 @@ impl Taken {
         BeatsRow::pack(position, at, &beats)
     }
 
-    /// Returns the statements that append the heartbeats, whose row is `row`, where nothing else is to be written, and
-    /// commit: sent together, so that the log is not locked while they travel. They hold numbers and hexadecimal digits,
-    /// and nothing that came from outside.
-    pub(super) fn commit(&self, row: &BeatsRow) -> String {
+    /// Returns the statements that append the heartbeats, whose row is `row`, where nothing else is to be written: sent
+    /// together with the commit, so that the log is not locked while they travel. They hold numbers and hexadecimal
+    /// digits, and nothing that came from outside.
+    pub(super) fn appends(&self, row: &BeatsRow) -> String {
         let mut statements = String::new();
         let segments = self.segments();
         if !segments.is_empty() {
@@ -249,7 +302,7 @@ impl Taken {
             row.recorded_at, row.count
         );
         push_hex(&mut statements, &row.data);
-        statements.push_str("'); COMMIT");
+        statements.push_str("'); ");
         statements
     }
 
@@ -257,13 +310,6 @@ impl Taken {
     pub(super) fn segments(&self) -> Vec<SegmentRow> {
         let full = self.beats.iter().filter_map(|beat| beat.full.as_ref().map(|tail| (beat, tail)));
         full.map(|(beat, tail)| SegmentRow::pack(beat.number, beat.attempt, tail)).collect()
-    }
-
-    /// Says of each command of the batch whether its heartbeat was taken.
-    pub(super) fn mask(&self, commands: usize) -> Vec<bool> {
-        let mut mask = vec![false; commands];
-        self.beats.iter().for_each(|beat| mask[beat.index] = true);
-        mask
     }
 
     /// Reads when the progress of runs last changed, where their lanes have a stall window: such a run may lapse although
@@ -289,12 +335,12 @@ impl Taken {
         Ok(())
     }
 
-    /// Answers the heartbeats that were taken, each with its index in the batch. `at` is their stamp.
-    pub(super) fn answers(self, known: &Known, at: Timestamp) -> Vec<(usize, Answer)> {
-        let mut lanes: Vec<Alike> = self.lanes.into_iter().map(|lane| Alike::new(lane, &known.service, at)).collect();
+    /// Answers the heartbeats that were taken, each in its place. `at` is their stamp.
+    pub(super) fn answer(&self, known: &Known, at: Timestamp, outcomes: &mut [Option<Outcome>]) {
+        let alike = |lane: &Name| Alike::new(lane.clone(), &known.service, at);
+        let mut lanes: Vec<Alike> = self.lanes.iter().map(alike).collect();
         let listening = known.service.listening(at);
-        let mut answers = Vec::with_capacity(self.beats.len());
-        for beat in self.beats {
+        for beat in &self.beats {
             let lane = &mut lanes[beat.lane];
             let heard = Heard {
                 run: beat.run,
@@ -305,9 +351,8 @@ impl Taken {
                 interval: lane.policy.terms.heartbeat_interval,
                 lapses_at: lane.lapses_at(beat.claimed_at, self.progress.get(&beat.number).copied(), &listening),
             };
-            answers.push((beat.index, Answer { heard: Some(heard), ..Answer::default() }));
+            outcomes[beat.index] = Some(Ok(Answer { heard: Some(heard), ..Answer::default() }));
         }
-        answers
     }
 }
 
@@ -377,15 +422,6 @@ fn beating(lane: Name, at: Timestamp) -> Run {
         quarantined: None,
         lane,
     }
-}
-
-/// Reads what is said only of some places of the batch.
-fn said<T>(row: &PgRow, places: &str, what: &str) -> Result<HashMap<i64, T>, StoreError>
-where
-    for<'r> Vec<T>: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
-{
-    let places: Vec<i64> = row.try_get(places)?;
-    Ok(places.into_iter().zip(row.try_get::<Vec<T>, _>(what)?).collect())
 }
 
 /// Appends numbers as the literal of an array, and a comma.

@@ -6,13 +6,14 @@
 
 use std::time::Duration;
 
-use lastbeat_domain::Status;
+use lastbeat_domain::{Status, Timestamp};
 use sqlx::postgres::PgConnection;
 use sqlx::{Executor, Row};
 use uuid::Uuid;
 
 use super::clock::PgClock;
-use super::rows::{read_beats, read_segment, read_word, unwritten_tail};
+use super::rows::{last_fact, read_beats, read_segment, read_word};
+use super::tail::unwritten_tail;
 use super::write::insert_segments;
 use crate::compact::{
     Bounds, CompactionReport, MERGED_BEATS_MAX, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended,
@@ -126,8 +127,8 @@ async fn flush(
     };
     let held: Vec<Uuid> = sqlx::query_scalar(lock).bind(&ids).fetch_all(&mut *connection).await?;
     // The attempt is that of `runs`: a quarantined run has none in the other table.
-    let select =
-        "SELECT w.id, w.number, w.attempt, w.version, w.tail, w.sound FROM whole_runs AS w WHERE w.id = ANY($1)";
+    let select = "SELECT w.id, w.number, w.attempt, w.version, w.updated_at, w.tail, w.sound FROM whole_runs AS w \
+                  WHERE w.id = ANY($1)";
     let (mut segments, mut emptied) = (Vec::new(), Vec::new());
     for row in sqlx::query(select).bind(&held).fetch_all(&mut *connection).await? {
         let (id, number): (Uuid, i64) = (row.try_get("id")?, row.try_get("number")?);
@@ -135,8 +136,9 @@ async fn flush(
         if !row.try_get::<bool, _>("sound")? {
             return Err(damaged());
         }
-        let version = unsigned(row.try_get("version")?)?;
-        let tail = unwritten_tail(row.try_get("tail")?, version).map_err(|_| damaged())?;
+        let updated_at = Timestamp::from_micros(row.try_get("updated_at")?);
+        let last = last_fact(unsigned(row.try_get("version")?)?, updated_at);
+        let tail = unwritten_tail(row.try_get("tail")?, last).map_err(|_| damaged())?;
         if step.is_in_tail(number, &tail) {
             let attempt = u32::try_from(row.try_get::<i32, _>("attempt")?).map_err(|_| damaged())?;
             segments.push(SegmentRow::pack(number, attempt, &tail));

@@ -9,7 +9,7 @@ use super::clock::PgClock;
 use super::outcome::Mark;
 use super::read::refresh_service_log;
 use super::write;
-use super::writer::{End, begin, lock_log};
+use super::writer::{End, Link, lock_log};
 use crate::error::{ImportError, StoreError};
 use crate::import::CheckedImport;
 use crate::service::ServiceLog;
@@ -17,11 +17,12 @@ use crate::service::ServiceLog;
 /// Writes checked histories up to the commit, which the caller makes. Returns the number of the transaction, and how to
 /// tell that it was committed.
 pub(super) async fn import(
-    connection: &mut PgConnection,
+    link: &mut Link,
     clock: &PgClock,
     import: &CheckedImport,
 ) -> Result<(String, Mark), ImportError> {
-    let (_, transaction) = begin(connection, clock.simulated()).await?;
+    let transaction = link.begin(clock.simulated()).await?.transaction;
+    let connection = &mut link.connection;
     // It takes as long as it takes.
     let patient = "SET LOCAL statement_timeout = 0; SET LOCAL idle_in_transaction_session_timeout = 0";
     connection.execute(patient).await.map_err(StoreError::from)?;

@@ -1,13 +1,21 @@
 //! Bringing a database's schema up to date, and making the role under which the program runs.
 
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection};
+use sqlx::{AssertSqlSafe, Connection, Executor, Row};
+use uuid::Uuid;
 
 use super::open::{self, MIGRATIONS, Purpose, SCHEMA_VERSION};
+use super::write::insert_segments;
 use crate::error::StoreError;
+use crate::log::{SegmentRow, unsigned};
+use crate::packing::Beat;
 
 /// Any number will do, as long as every version of this program takes the same.
 const MIGRATION_LOCK: i64 = 0x4c42_5431;
+/// The migration since which tails have short steps.
+const SHORT_TAILS: i64 = 5;
+/// How many tails are written out at a time.
+const TAILS_AT_ONCE: i64 = 1_000;
 
 /// Brings the schema of the database at `url` up to date; any number of processes may try at once. Returns the versions
 /// before and after.
@@ -37,6 +45,9 @@ async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(i64, i64), S
         sqlx::query(table).execute(&mut *transaction).await?;
     }
     for (migration, version) in MIGRATIONS.iter().zip(1_i64..).filter(|(_, version)| *version > found) {
+        if version == SHORT_TAILS && found > 0 {
+            write_out_long_tails(&mut transaction).await?;
+        }
         sqlx::raw_sql(*migration).execute(&mut *transaction).await?;
         sqlx::query("INSERT INTO lastbeat_schema (version) VALUES ($1)")
             .bind(version)
@@ -45,6 +56,44 @@ async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(i64, i64), S
     }
     transaction.commit().await?;
     Ok((found, SCHEMA_VERSION))
+}
+
+/// Writes out the tails of the form that had 12 bytes for a heartbeat, the newest in front: its instant, and the lower half
+/// of its version. Thirty of them were written out already. Nobody takes a heartbeat until the transaction is over.
+async fn write_out_long_tails(connection: &mut PgConnection) -> Result<(), StoreError> {
+    connection.execute("LOCK TABLE beating IN ACCESS EXCLUSIVE MODE").await?;
+    let select = "SELECT b.id, b.number, r.attempt, b.version, b.tail FROM beating AS b JOIN runs AS r ON r.id = b.id \
+                  WHERE octet_length(b.tail) BETWEEN 1 AND 359 AND b.id > $1 ORDER BY b.id LIMIT $2";
+    let mut after = Uuid::nil();
+    loop {
+        let rows = sqlx::query(select).bind(after).bind(TAILS_AT_ONCE).fetch_all(&mut *connection).await?;
+        let Some(last) = rows.last() else { return Ok(()) };
+        after = last.try_get("id")?;
+        let mut segments = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let version = unsigned(row.try_get("version")?)?;
+            let damaged =
+                || StoreError::Corrupt("a tail cannot be read; run `lastbeat rebuild` with the older program".into());
+            let beats = unpack_long_tail(row.try_get("tail")?, version).ok_or_else(damaged)?;
+            let attempt = u32::try_from(row.try_get::<i32, _>("attempt")?).map_err(|_| damaged())?;
+            segments.push(SegmentRow::pack(row.try_get("number")?, attempt, &beats));
+        }
+        insert_segments(connection, &segments).await?;
+    }
+}
+
+fn unpack_long_tail(tail: &[u8], version: u64) -> Option<Vec<Beat>> {
+    let (steps, rest) = tail.as_chunks::<12>();
+    let unpack = |step: &[u8; 12]| {
+        let (at, low) = step.split_at(8);
+        let low = u64::from(u32::from_be_bytes(low.try_into().ok()?));
+        // The upper half is that of the run's version, or the one before it.
+        let near = version & !u64::from(u32::MAX) | low;
+        let version = if near > version { near.checked_sub(1 << 32)? } else { near };
+        Some(Beat { version, at: i64::from_be_bytes(at.try_into().ok()?) })
+    };
+    let beats = rest.is_empty().then(|| steps.iter().rev().map(unpack).collect::<Option<Vec<Beat>>>())?;
+    beats.filter(|beats| beats.is_sorted_by(|one, next| one.version < next.version && one.at < next.at))
 }
 
 /// Returns the statements that make `role` the application's: it can append to the log and read it, and work on the

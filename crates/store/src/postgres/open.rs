@@ -14,11 +14,12 @@ pub(super) const CONNECT_MAX: Duration = Duration::from_secs(5);
 const SERVER_VERSION_MIN: i32 = 150_000;
 
 /// The migrations, in order; the schema's version is how many have been applied.
-pub(super) const MIGRATIONS: [&str; 4] = [
+pub(super) const MIGRATIONS: [&str; 5] = [
     include_str!("../../../../migrations/postgres/0001_store.sql"),
     include_str!("../../../../migrations/postgres/0002_compaction.sql"),
     include_str!("../../../../migrations/postgres/0003_reaps.sql"),
     include_str!("../../../../migrations/postgres/0004_progress.sql"),
+    include_str!("../../../../migrations/postgres/0005_short_tails.sql"),
 ];
 
 /// The newest schema that this program knows.

@@ -13,10 +13,11 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
+use super::tail::{pack_tail, unwritten_tail};
 use crate::batch::RunRow;
 use crate::error::StoreError;
 use crate::log::{BeatsRow, EventRow, SegmentRow, signed, unsigned};
-use crate::packing::{Beat, PackingError, TAIL_BEATS_MAX};
+use crate::packing::{Beat, PackingError};
 
 /// All columns of `whole_runs`, for SELECT.
 pub(super) const RUN_COLUMNS: &str = "number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, status, \
@@ -92,7 +93,7 @@ pub(super) struct BeatingColumns {
     pub(super) claimed_at: Vec<i64>,
     pub(super) attempt: Vec<i32>,
     pub(super) cancel_requested: Vec<bool>,
-    pub(super) claim: Vec<Option<String>>,
+    pub(super) claim: Vec<Option<Uuid>>,
     pub(super) lane: Vec<String>,
     pub(super) version: Vec<i64>,
     pub(super) updated_at: Vec<i64>,
@@ -127,21 +128,37 @@ impl RunColumns {
 
 impl BeatingColumns {
     /// Adds a run if it beats; says whether it does.
-    pub(super) fn push(&mut self, row: &RunRow) -> bool {
+    ///
+    /// # Errors
+    /// If more heartbeats of it are in no segment than a tail holds: then a segment was lost.
+    pub(super) fn push(&mut self, row: &RunRow) -> Result<bool, StoreError> {
         let run = &row.run;
-        let (Status::Running, Some(_), Some(claim)) = (run.status, &run.last_beat, &run.claim) else { return false };
+        let (Status::Running, Some(_), Some(claim)) = (run.status, &run.last_beat, &run.claim) else {
+            return Ok(false);
+        };
+        let beats = row.tail.as_deref().unwrap_or_default();
+        let tail = pack_tail(beats, last_fact(run.version, run.updated_at)).ok_or_else(|| {
+            let (id, beats) = (run.id, beats.len());
+            let why = "more than a tail holds; restore the store from a backup";
+            StoreError::Corrupt(format!("run {id} has {beats} heartbeats that are in no segment, {why}"))
+        })?;
         self.id.push(run.id.as_uuid());
         self.number.push(row.number);
         self.claimed_at.push(claim.at.as_micros());
         self.attempt.push(if run.quarantined.is_some() { 0 } else { attempt_of(run) });
         self.cancel_requested.push(run.cancel_requested.is_some());
-        self.claim.push(claim_of(run));
+        self.claim.push(claim.id.as_ref().and_then(ClaimId::as_uuid));
         self.lane.push(run.lane.as_str().to_owned());
         self.version.push(signed(run.version));
         self.updated_at.push(run.updated_at.as_micros());
-        self.tail.push(pack_tail(row));
-        true
+        self.tail.push(tail);
+        Ok(true)
     }
+}
+
+/// The last fact of a run, from which the heartbeats of its tail follow.
+pub(super) fn last_fact(version: u64, updated_at: Timestamp) -> Beat {
+    Beat { version, at: updated_at.as_micros() }
 }
 
 fn attempt_of(run: &Run) -> i32 {
@@ -149,7 +166,7 @@ fn attempt_of(run: &Run) -> i32 {
 }
 
 fn claim_of(run: &Run) -> Option<String> {
-    run.claim.as_ref().and_then(|claim| claim.id.as_ref()).map(|id| id.as_str().to_owned())
+    run.claim.as_ref().and_then(|claim| claim.id.as_ref()).map(ClaimId::to_string)
 }
 
 fn rest_of(run: &Run) -> String {
@@ -186,44 +203,6 @@ pub(super) fn progress_changed(rest: &str) -> Result<Option<ProgressChange>, Sto
         .map_err(|error| StoreError::Corrupt(format!("the projection of a run cannot be read: {error}")))?;
     let change = |(at, version)| ProgressChange { at: Timestamp::from_micros(at), version };
     Ok(part.progress_changed.map(change))
-}
-
-/// How many bytes a heartbeat takes in a tail: its instant, and the lower half of its version.
-pub(super) const STEP_BYTES: usize = 12;
-
-/// Packs a run's tail for its column, the newest heartbeat first, as the statement that takes heartbeats writes it.
-fn pack_tail(row: &RunRow) -> Vec<u8> {
-    let mut tail = Vec::new();
-    for beat in row.tail.iter().flatten().rev() {
-        tail.extend_from_slice(&beat.at.to_be_bytes());
-        tail.extend_from_slice(&beat.version.to_be_bytes()[4..]);
-    }
-    tail
-}
-
-/// Unpacks the tail of a run at that version.
-pub(super) fn unpack_tail(tail: &[u8], version: u64) -> Result<Vec<Beat>, PackingError> {
-    let steps = tail.chunks_exact(STEP_BYTES);
-    if !steps.remainder().is_empty() {
-        return Err(PackingError);
-    }
-    let unpack = |step: &[u8]| {
-        let (at, low) = step.split_at(8);
-        let at = i64::from_be_bytes(at.try_into().map_err(|_| PackingError)?);
-        let low = u64::from(u32::from_be_bytes(low.try_into().map_err(|_| PackingError)?));
-        // The upper half is that of the run's version, or the one before it.
-        let near = version & !u64::from(u32::MAX) | low;
-        let version = if near > version { near.checked_sub(1 << 32).ok_or(PackingError)? } else { near };
-        Ok(Beat { version, at })
-    };
-    let mut beats = steps.map(unpack).collect::<Result<Vec<Beat>, PackingError>>()?;
-    beats.reverse();
-    Ok(beats)
-}
-
-/// Unpacks the tail of a projection row: what of it is in no segment yet. A full one has been written out.
-pub(super) fn unwritten_tail(tail: &[u8], version: u64) -> Result<Vec<Beat>, PackingError> {
-    if tail.len() == TAIL_BEATS_MAX * STEP_BYTES { Ok(Vec::new()) } else { unpack_tail(tail, version) }
 }
 
 /// Reads a row of `whole_runs`.
@@ -280,7 +259,8 @@ pub(super) fn read_run(row: &PgRow) -> Result<RunRow, StoreError> {
         quarantined: rest.quarantined,
     };
     // Where the two tables disagree, no heartbeat of it can be relied on.
-    let tail = if row.try_get("sound")? { unwritten_tail(row.try_get("tail")?, version) } else { Err(PackingError) };
+    let last = last_fact(version, run.updated_at);
+    let tail = if row.try_get("sound")? { unwritten_tail(row.try_get("tail")?, last) } else { Err(PackingError) };
     Ok(RunRow { number: row.try_get("number")?, run, tail })
 }
 
@@ -341,23 +321,4 @@ where
     T::Err: std::fmt::Display,
 {
     text.parse().map_err(|error| StoreError::Corrupt(format!("{column} cannot be read: {error}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_tail_comes_back_whatever_the_upper_half_of_its_versions() {
-        for version in [9, u64::from(u32::MAX) + 3, (7 << 32) + 1, 7 << 32] {
-            let beats: Vec<Beat> = (0..5).map(|n| Beat { version: version - 8 + 2 * n, at: -3 + n as i64 }).collect();
-            let mut tail = Vec::new();
-            for beat in beats.iter().rev() {
-                tail.extend_from_slice(&beat.at.to_be_bytes());
-                tail.extend_from_slice(&beat.version.to_be_bytes()[4..]);
-            }
-            assert_eq!(unpack_tail(&tail, version), Ok(beats));
-            assert_eq!(unpack_tail(&tail[1..], version), Err(PackingError));
-        }
-    }
 }

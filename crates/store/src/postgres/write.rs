@@ -178,7 +178,7 @@ async fn put_beating(connection: &mut PgConnection, rows: &[RunRow], table: &str
     let (mut beating, mut silent) = (BeatingColumns::default(), Vec::new());
     for row in rows {
         // A run that was never claimed, or has just been, cannot have been beating.
-        if !beating.push(row) && row.run.attempt > 0 && row.run.status != Status::Claimed {
+        if !beating.push(row)? && row.run.attempt > 0 && row.run.status != Status::Claimed {
             silent.push(row.run.id.as_uuid());
         }
     }
@@ -191,7 +191,7 @@ async fn put_beating(connection: &mut PgConnection, rows: &[RunRow], table: &str
     }
     let insert = format!(
         "INSERT INTO {table} (id, number, claimed_at, attempt, cancel_requested, claim, lane, version, updated_at, \
-         tail) SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::integer[], $5::boolean[], $6::text[], \
+         tail) SELECT * FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::integer[], $5::boolean[], $6::uuid[], \
          $7::text[], $8::bigint[], $9::bigint[], $10::bytea[]) \
          ON CONFLICT (id) DO UPDATE SET claimed_at = excluded.claimed_at, attempt = excluded.attempt, \
          cancel_requested = excluded.cancel_requested, claim = excluded.claim, version = excluded.version, \
@@ -216,9 +216,9 @@ async fn put_beating(connection: &mut PgConnection, rows: &[RunRow], table: &str
 /// Writes what plain heartbeats change.
 async fn put_beats(connection: &mut PgConnection, rows: &[RunRow]) -> Result<(), StoreError> {
     let mut beating = BeatingColumns::default();
-    rows.iter().for_each(|row| {
-        beating.push(row);
-    });
+    for row in rows {
+        beating.push(row)?;
+    }
     sqlx::query(
         "UPDATE beating AS r SET version = b.version, updated_at = b.updated_at, tail = b.tail \
          FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[]) AS b(id, version, updated_at, tail) \

@@ -18,7 +18,7 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 use tokio::sync::mpsc;
 
-use super::beats::{self, Known, Taken};
+use super::beats::{self, Begun, Known, Taken};
 use super::clock::PgClock;
 use super::outcome::{self, Mark};
 use super::read::refresh_service_log;
@@ -79,16 +79,51 @@ struct Pending {
     outcomes: Vec<Outcome>,
     /// The clocks, if this process beaconed in it.
     beacon: Option<ClockSample>,
-    /// The statements that commit it.
-    commit: String,
+    /// What is left to be written, sent with its commit.
+    last: String,
     /// What an observer is told of.
     noted: Vec<Noted>,
+}
+
+/// A writer's connection.
+pub(super) struct Link {
+    pub(super) connection: PgConnection,
+    /// Whether a transaction is open in which nothing was done yet: the commit before it began it, so that it costs no
+    /// message of its own.
+    open: bool,
+}
+
+impl Link {
+    /// Begins a transaction, unless one is open already.
+    async fn open(&mut self) -> Result<(), StoreError> {
+        if !std::mem::replace(&mut self.open, false) {
+            self.connection.execute("BEGIN").await?;
+        }
+        Ok(())
+    }
+
+    /// The same, and reads its number and the log's now, in one round trip.
+    pub(super) async fn begin(&mut self, simulated: Option<i64>) -> Result<Begun, StoreError> {
+        let begin = if std::mem::replace(&mut self.open, false) { "" } else { "BEGIN; " };
+        // A simulated clock is a number.
+        let clock = simulated.map_or_else(|| "NULL".to_owned(), |micros| micros.to_string());
+        let begin = AssertSqlSafe(format!("{begin}EXECUTE lastbeat_begin({clock})"));
+        Begun::read(&sqlx::raw_sql(begin).fetch_one(&mut self.connection).await?)
+    }
+
+    /// Commits. If more is `waiting`, the next transaction begins with the same message.
+    async fn commit(&mut self, statements: &str, waiting: bool) -> Result<(), StoreError> {
+        let commit = format!("{statements}COMMIT{}", if waiting { " AND CHAIN" } else { "" });
+        sqlx::raw_sql(AssertSqlSafe(commit)).execute(&mut self.connection).await?;
+        self.open = waiting;
+        Ok(())
+    }
 }
 
 pub(super) struct Writer {
     options: PgConnectOptions,
     shared: Arc<Shared>,
-    connection: Option<PgConnection>,
+    link: Option<Link>,
     waiting: Queue,
     /// Whether the database is known to be away; while it is, nobody is made to wait again.
     away: bool,
@@ -113,7 +148,7 @@ impl Recent {
 
 impl Writer {
     pub(super) fn new(options: PgConnectOptions, shared: Arc<Shared>) -> Writer {
-        Writer { options, shared, connection: None, waiting: Queue::default(), away: false, recent: Recent::default() }
+        Writer { options, shared, link: None, waiting: Queue::default(), away: false, recent: Recent::default() }
     }
 
     pub(super) async fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -122,7 +157,7 @@ impl Writer {
             while !self.waiting.is_empty() {
                 let batch = self.waiting.next_batch();
                 let many = batch.len() > 1;
-                self.carry_out(batch).await;
+                self.carry_out(batch, &jobs).await;
                 if many {
                     gather(&jobs).await;
                 }
@@ -148,18 +183,18 @@ impl Writer {
     }
 
     async fn hang_up(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            let _ = connection.close().await;
+        if let Some(link) = self.link.take() {
+            let _ = link.connection.close().await;
         }
     }
 
     /// Carries out a batch. A failure that may lie in one command is sought by halves, so that it fails no other.
-    async fn carry_out(&mut self, batch: Vec<Waiting>) {
+    async fn carry_out(&mut self, batch: Vec<Waiting>, jobs: &mpsc::Receiver<Job>) {
         let mut batches = VecDeque::from([batch]);
         while let Some(mut batch) = batches.pop_front() {
             let (commands, replies): (Vec<Command>, Vec<_>) =
                 batch.into_iter().map(|waiting| (waiting.command, waiting.reply)).unzip();
-            let result = self.persist(&commands).await;
+            let result = self.persist(&commands, jobs).await;
             match result {
                 Ok(outcomes) => {
                     for (reply, outcome) in replies.into_iter().zip(outcomes) {
@@ -183,11 +218,11 @@ impl Writer {
     }
 
     /// Carries out a batch in one transaction, which is tried again while that may help.
-    async fn persist(&mut self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
+    async fn persist(&mut self, commands: &[Command], jobs: &mpsc::Receiver<Job>) -> Result<Vec<Outcome>, StoreError> {
         let (started, mut delays) = (Instant::now(), patience(self.away));
         loop {
             let mut pending = None;
-            let error = match self.attempt(commands, &mut pending).await {
+            let error = match self.attempt(commands, jobs, &mut pending).await {
                 Ok(()) => {
                     self.away = false;
                     return Ok(pending.map(|pending| self.committed(pending, started)).unwrap_or_default());
@@ -224,14 +259,18 @@ impl Writer {
     }
 
     /// Makes one transaction of a batch. When it fails with `pending` set, it is not known whether it was committed.
-    async fn attempt(&mut self, commands: &[Command], pending: &mut Option<Pending>) -> Result<(), StoreError> {
-        let mut connection = self.connected().await?;
-        let (shared, recent) = (Arc::clone(&self.shared), &mut self.recent);
+    async fn attempt(
+        &mut self,
+        commands: &[Command],
+        jobs: &mpsc::Receiver<Job>,
+        pending: &mut Option<Pending>,
+    ) -> Result<(), StoreError> {
+        let mut link = self.connected().await?;
+        let (shared, waiting, recent) = (Arc::clone(&self.shared), &self.waiting, &mut self.recent);
         let transaction = async {
-            let done = transact(&mut connection, &shared, commands, recent).await?;
-            let commit = pending.insert(done).commit.clone();
-            sqlx::raw_sql(AssertSqlSafe(commit)).execute(&mut connection).await?;
-            Ok(())
+            let done = transact(&mut link, &shared, commands, recent).await?;
+            let done = pending.insert(done);
+            link.commit(&done.last, !waiting.is_empty() || !jobs.is_empty()).await
         };
         let result = match tokio::time::timeout(TRANSACTION_MAX, transaction).await {
             Ok(result) => result,
@@ -239,25 +278,25 @@ impl Writer {
         };
         match result {
             Ok(()) => {
-                self.connection = Some(connection);
+                self.link = Some(link);
                 Ok(())
             }
             // What is left open is rolled back; a connection on which even that fails is dropped.
-            Err(error) if pending.is_none() && connection.execute("ROLLBACK").await.is_ok() => {
-                self.connection = Some(connection);
+            Err(error) if pending.is_none() && link.connection.execute("ROLLBACK").await.is_ok() => {
+                self.link = Some(Link { open: false, ..link });
                 Err(error)
             }
             Err(error) => Err(error),
         }
     }
 
-    async fn connected(&mut self) -> Result<PgConnection, StoreError> {
-        match self.connection.take() {
-            Some(connection) => Ok(connection),
+    async fn connected(&mut self) -> Result<Link, StoreError> {
+        match self.link.take() {
+            Some(link) => Ok(link),
             None => {
                 let mut connection = open::connect(&self.options).await?;
                 connection.execute(sqlx::raw_sql(beats::PREPARE)).await?;
-                Ok(connection)
+                Ok(Link { connection, open: false })
             }
         }
     }
@@ -284,26 +323,26 @@ impl Writer {
 
     /// Returns whether a transaction was committed; `None` while it is not over.
     async fn look_up(&mut self, transaction: &str, mark: &Mark) -> Result<Option<bool>, StoreError> {
-        let mut connection = self.connected().await?;
-        let outcome = outcome::look_up(&mut connection, transaction, mark).await?;
-        self.connection = Some(connection);
+        let mut link = self.connected().await?;
+        let outcome = outcome::look_up(&mut link.connection, transaction, mark).await?;
+        self.link = Some(link);
         Ok(outcome)
     }
 
     async fn import(&mut self, import: &CheckedImport) -> Result<ImportReport, ImportError> {
-        let mut connection = self.connected().await?;
-        match super::import::import(&mut connection, &self.shared.clock, import).await {
-            Ok((transaction, mark)) => match connection.execute("COMMIT").await {
-                Ok(_) => {
-                    self.connection = Some(connection);
+        let mut link = self.connected().await?;
+        match super::import::import(&mut link, &self.shared.clock, import).await {
+            Ok((transaction, mark)) => match link.commit("", false).await {
+                Ok(()) => {
+                    self.link = Some(link);
                     Ok(import.report)
                 }
                 Err(_) if self.was_committed(&transaction, &mark).await? => Ok(import.report),
-                Err(error) => Err(StoreError::from(error).into()),
+                Err(error) => Err(error.into()),
             },
             Err(error) => {
-                if connection.execute("ROLLBACK").await.is_ok() {
-                    self.connection = Some(connection);
+                if link.connection.execute("ROLLBACK").await.is_ok() {
+                    self.link = Some(link);
                 }
                 Err(error)
             }
@@ -346,54 +385,54 @@ pub(super) async fn lock_log(connection: &mut PgConnection, clock: &PgClock) -> 
 
 /// Carries out a batch up to its commit: heartbeats first, by the fast path; then what that left and all else is decided.
 async fn transact(
-    connection: &mut PgConnection,
+    link: &mut Link,
     shared: &Shared,
     commands: &[Command],
     recent: &mut Recent,
 ) -> Result<Pending, StoreError> {
     let simulated = shared.clock.simulated();
-    let (at, transaction) = begin(connection, simulated).await?;
     let plain = beats::plain(commands);
     if !plain.is_empty() && recent.read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX) {
-        recent.keep(shared, &refresh_service_log(connection, &shared.service()).await?);
+        recent.keep(shared, &refresh_service_log(&mut link.connection, &shared.service()).await?);
     }
     let known = Known::new(recent.lane.clone(), shared.service());
-    let mut taken = Taken::default();
+    let (Begun { at, transaction }, mut taken) = if plain.is_empty() {
+        (link.begin(simulated).await?, Taken::default())
+    } else {
+        link.open().await?;
+        beats::accept(&mut link.connection, &plain, simulated, &known).await?
+    };
+    let connection = &mut link.connection;
     if !plain.is_empty() {
-        taken = beats::accept(connection, &plain, at, &known).await?;
         recent.lane = taken.usual_lane().or_else(|| known.lane.clone());
         taken.read_progress(connection, &known, at).await?;
     }
-    let mask = taken.mask(commands.len());
-    if !taken.beats.is_empty() && mask.iter().all(|taken| *taken) {
+    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
+    outcomes.resize_with(commands.len(), || None);
+    if taken.beats.len() == commands.len() {
         let row = taken.row(0, at);
-        let (commit, mark) = (taken.commit(&row), Mark::of_row(&row));
-        let outcomes = in_order(commands.len(), taken.answers(&known, at), &mask, Vec::new());
-        return Ok(Pending { transaction, mark, outcomes, beacon: None, commit, noted: Vec::new() });
+        let (last, mark) = (taken.appends(&row), Mark::of_row(&row));
+        taken.answer(&known, at, &mut outcomes);
+        let outcomes = whole(outcomes);
+        return Ok(Pending { transaction, mark, outcomes, beacon: None, last, noted: Vec::new() });
     }
-    let rest: Vec<Command> =
-        commands.iter().zip(&mask).filter(|(_, taken)| !**taken).map(|(command, _)| command.clone()).collect();
+    taken.answer(&known, at, &mut outcomes);
+    let rest: Vec<Command> = commands
+        .iter()
+        .zip(&outcomes)
+        .filter(|(_, outcome)| outcome.is_none())
+        .map(|(command, _)| command.clone())
+        .collect();
     let ground = ground::lock(connection, &rest, simulated).await?;
     let End { mut head, clocks } = lock_log(connection, &shared.clock).await?;
     let heard = write_taken(connection, &taken, at, &mut head).await?;
     let service = refresh_service_log(connection, &shared.service()).await?;
     recent.keep(shared, &service);
     let (decided, mark, beacon, noted) = decide(connection, shared, &rest, (ground, service, head, clocks)).await?;
-    let mark = mark.or(heard);
-    let outcomes = in_order(commands.len(), taken.answers(&known, at), &mask, decided);
-    Ok(Pending { transaction, mark, outcomes, beacon, commit: "COMMIT".to_owned(), noted })
-}
-
-/// Begins a transaction, and reads its number and the log's now, before anything is locked.
-pub(super) async fn begin(
-    connection: &mut PgConnection,
-    simulated: Option<i64>,
-) -> Result<(Timestamp, String), StoreError> {
-    // One message, so one round trip. A simulated clock is a number.
-    let clock = simulated.map_or_else(|| "NULL".to_owned(), |micros| micros.to_string());
-    let begin = format!("BEGIN; EXECUTE lastbeat_begin({clock})");
-    let row = sqlx::raw_sql(AssertSqlSafe(begin)).fetch_one(connection).await?;
-    Ok((Timestamp::from_micros(row.try_get("at")?), row.try_get("transaction")?))
+    let left = outcomes.iter_mut().filter(|outcome| outcome.is_none());
+    left.zip(decided).for_each(|(outcome, decided)| *outcome = Some(decided));
+    let (mark, outcomes) = (mark.or(heard), whole(outcomes));
+    Ok(Pending { transaction, mark, outcomes, beacon, last: String::new(), noted })
 }
 
 /// Writes the heartbeats that the fast path took as a row of their own, under the log lock. Returns how to tell that they
@@ -436,16 +475,8 @@ async fn decide(
     Ok((outcomes, Mark::of(&decided.writes), decided.beacon, decided.noted))
 }
 
-/// Puts the answers in the order of the commands.
-fn in_order(commands: usize, taken: Vec<(usize, crate::Answer)>, mask: &[bool], decided: Vec<Outcome>) -> Vec<Outcome> {
-    let mut outcomes: Vec<Option<Outcome>> = (0..commands).map(|_| None).collect();
-    for (index, answer) in taken {
-        outcomes[index] = Some(Ok(answer));
-    }
-    let left = mask.iter().enumerate().filter(|(_, taken)| !**taken).map(|(index, _)| index);
-    for (index, outcome) in left.zip(decided) {
-        outcomes[index] = Some(outcome);
-    }
+/// The outcomes of a batch, once each command has one.
+fn whole(outcomes: Vec<Option<Outcome>>) -> Vec<Outcome> {
     let closed = || Err(CommandError::Failed(StoreError::Closed));
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(closed)).collect()
 }

@@ -56,7 +56,7 @@ pub(super) fn bind_run<'q>(query: Query<'q>, row: &RunRow) -> Query<'q> {
         .bind(to_json(&run.labels))
         .bind(run.status.as_str())
         .bind(i64::from(run.attempt))
-        .bind(claim.and_then(|claim| claim.id.as_ref()).map(|id| id.as_str().to_owned()))
+        .bind(claim.and_then(|claim| claim.id.as_ref()).map(ToString::to_string))
         .bind(text(claim.map(|claim| &claim.executor)))
         .bind(text(claim.and_then(|claim| claim.device.as_ref())))
         .bind(claim.map(|claim| claim.at.as_micros()))
