@@ -103,6 +103,32 @@ fn a_bundle_answers_every_why_as_the_store_did() {
     assert_eq!(file.run(&["export", "--with-policy"]).status.code(), Some(2), "of which runs?");
 }
 
+/// A gap that nobody has recorded is known from the beacons alone, which are no facts.
+#[test]
+fn a_copy_of_the_whole_log_takes_the_open_gap_along_if_it_is_asked_to() {
+    let cluster = Cluster::start();
+    for place in [Place::default(), Place::on(&cluster.create_database())] {
+        place.json(&["sweep", "--once", "--every", "200ms"]);
+        let run =
+            place.json(&["run", "create", "--lane", "watcher", "--claim", "mac-7"])["run"].as_str().unwrap().to_owned();
+        for _ in 0..3 {
+            place.json(&["run", "beat", &run, "--attempt", "1"]);
+        }
+        until("the promise is broken", || !place.json(&["why", &run])["deaf_since"].is_null());
+        let now = place.json(&["why", &run])["at"].as_str().unwrap().to_owned();
+        let why = |place: &Place| place.json(&["why", &run, "--at", &now]);
+        let original = why(&place);
+        for (flags, same) in [(&["export", "--with-deaf"][..], true), (&["export"], false)] {
+            let copy = Place::default();
+            std::fs::write(copy.file("log.jsonl"), place.run(flags).stdout).unwrap();
+            assert_eq!(copy.json(&["import", "log.jsonl"])["runs"], json!(1));
+            assert_eq!(why(&copy) == original, same, "{flags:?}: {} is not {original}", why(&copy));
+            let history = |place: &Place| place.run(&["history", &run, "-o", "jsonl"]).stdout;
+            assert_eq!(history(&copy), history(&place));
+        }
+    }
+}
+
 #[test]
 fn a_bundle_comes_through_a_server_as_from_the_store() {
     let place = Place::default();

@@ -441,7 +441,9 @@ pub(crate) struct Backtest {
     group = clap::ArgGroup::new("selection").multiple(true),
     after_long_help = "An incident in one file: `lastbeat export --run RUN --with-policy --with-deaf > incident.jsonl`, and \
         `lastbeat --database sqlite://incident.db import incident.jsonl` makes a database of it that answers every `why` \
-        about these runs the same, of any instant. No token is in it. `--as-case` writes one run as a case for a regression \
+        about these runs the same, of any instant. No token is in it. The whole log, tokens' digests and all, is what comes \
+        without a selection; with `--with-deaf` also the beacons, which are no facts, but tell of a gap that nobody has recorded \
+        yet. `--as-case` writes one run as a case for a regression \
         test instead."
 )]
 pub(crate) struct Export {
@@ -457,8 +459,9 @@ pub(crate) struct Export {
     /// And the policies of their lanes.
     #[arg(long, requires = "selection")]
     pub(crate) with_policy: bool,
-    /// And when nobody listened and nothing was reaped: deaf spans, steps of the clock, holds, beacons.
-    #[arg(long, requires = "selection")]
+    /// And when nobody listened and nothing was reaped: deaf spans, steps of the clock, holds, beacons. Of the whole log, the
+    /// beacons: the rest is in it.
+    #[arg(long)]
     pub(crate) with_deaf: bool,
     /// Write the one run as a case: its history, an instant, and the verdict then. Policies and deaf time are in it.
     #[arg(long, requires = "runs", conflicts_with_all = ["with_policy", "with_deaf"])]

@@ -4,7 +4,7 @@ use std::io::{BufWriter, Write};
 use std::sync::Arc;
 
 use lastbeat_domain::RunId;
-use lastbeat_store::bundle::runs_since;
+use lastbeat_store::bundle::{beacon_lines, runs_since};
 use lastbeat_store::{Bundle, Store, With};
 use lastbeat_wire::answers;
 
@@ -42,6 +42,11 @@ async fn export(store: Arc<dyn Store>, arguments: args::Export) -> Result<(), Fa
         let case = answers::case(store, run, at).await?;
         writeln!(out, "{}", serde_json::to_string_pretty(&[case]).unwrap_or_default())?;
     } else if runs.is_empty() && goal.is_none() && since.is_none() {
+        // The policies are among the facts anyway. The beacons first: so they are no later than what they stand beside.
+        if with_deaf {
+            let beacons = beacon_lines(&store.service_log().await?.beacons);
+            beacons.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+        }
         store.export(&mut |line: &str| writeln!(out, "{line}")).await?;
     } else {
         let runs = match runs.is_empty() {

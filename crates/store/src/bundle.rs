@@ -111,7 +111,7 @@ impl Bundle {
             }
         }
         if with.deaf {
-            service.extend(nameless(&beacons).iter().map(|beacon| BundleLine::Service(beacon_line(beacon))));
+            service.extend(beacon_lines(&beacons).into_iter().map(BundleLine::Service));
         }
         let runs = runs.into();
         Ok(Bundle { store, until, service: Some(service), runs, after: 0 })
@@ -146,11 +146,12 @@ impl Bundle {
     }
 }
 
-/// What the processes are called plays no part, and is nobody's business elsewhere.
-fn nameless(beacons: &[Beacon]) -> Vec<Beacon> {
-    let named = |(beacon, number): (&Beacon, usize)| {
+/// Returns the beacons as lines of an import file. They are no facts, but an open gap follows from nothing else. What the
+/// processes are called plays no part, and is nobody's business elsewhere.
+pub fn beacon_lines(beacons: &[Beacon]) -> Vec<String> {
+    let nameless = |(beacon, number): (&Beacon, usize)| {
         let process = Name::new(format!("bundled-{number}")).unwrap_or_else(|_| beacon.process.clone());
-        Beacon { process, ..beacon.clone() }
+        beacon_line(&Beacon { process, ..beacon.clone() })
     };
-    beacons.iter().zip(1..).map(named).collect()
+    beacons.iter().zip(1..).map(nameless).collect()
 }
