@@ -63,6 +63,26 @@ async fn signed_in(api: &Api, token: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_browser_keeps_a_file_only_if_it_is_the_one_that_was_asked_for() {
+    let place = Place::on(Backend::Sqlite, NOW);
+    let api = Api::at(&place).await;
+    let page = asked(&api, "/", "", &[]).await;
+    let (_, rest) = page.text.split_once("/assets/dashboard.css?v=").unwrap();
+    let digest = rest.split('"').next().unwrap();
+    for (query, kept) in
+        [(format!("?v={digest}"), true), ("?v=of-another-version".to_owned(), false), (String::new(), false)]
+    {
+        let file = asked(&api, &format!("/assets/dashboard.css{query}"), "", &[]).await;
+        let said = file.headers["cache-control"].to_str().unwrap();
+        assert_eq!(
+            (file.status, said.contains("immutable"), said == "no-store"),
+            (200, kept, !kept),
+            "{query}: {said}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn every_page_is_sent_with_a_policy_that_lets_nothing_foreign_in() {
     for backend in [Backend::Sqlite, Backend::Postgres] {
         let place = Place::on(backend, NOW);

@@ -1,11 +1,13 @@
 //! The files beside the pages. They are part of the program, and known by what is in them: a browser keeps one for as
-//! long as it likes, and asks for another when the program changes.
+//! long as it likes, and asks for another when the program changes. While two versions of the program serve side by side,
+//! a page of one may ask the other for its file: that one comes as it is, and is not kept.
 
 use std::sync::LazyLock;
 
-use axum::extract::Path;
+use axum::extract::{Path, Query};
 use axum::http::{HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::problem::Problem;
@@ -22,12 +24,21 @@ pub(super) static SCRIPT_URL: LazyLock<String> = LazyLock::new(|| url("dashboard
 pub(super) static ICON_URL: LazyLock<String> = LazyLock::new(|| url("icon.svg", ICON.1));
 
 fn url(name: &str, content: &str) -> String {
-    let digest: String = Sha256::digest(content).iter().take(6).map(|byte| format!("{byte:02x}")).collect();
-    format!("/assets/{name}?v={digest}")
+    format!("/assets/{name}?v={}", digest(content))
+}
+
+fn digest(content: &str) -> String {
+    Sha256::digest(content).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Which content of a file is wanted.
+#[derive(Debug, Deserialize)]
+pub(super) struct Wanted {
+    v: Option<String>,
 }
 
 /// Tells a file.
-pub(super) async fn file(Path(name): Path<String>) -> Result<Response, Problem> {
+pub(super) async fn file(Path(name): Path<String>, Query(wanted): Query<Wanted>) -> Result<Response, Problem> {
     let (kind, content) = match name.as_str() {
         "dashboard.css" => STYLE,
         "dashboard.js" => SCRIPT,
@@ -37,6 +48,8 @@ pub(super) async fn file(Path(name): Path<String>) -> Result<Response, Problem> 
     let mut response = content.into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("public, max-age=31536000, immutable"));
+    let is_it = wanted.v.is_some_and(|v| v == digest(content));
+    let keep = if is_it { "public, max-age=31536000, immutable" } else { "no-store" };
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(keep));
     Ok(response)
 }

@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::frame::{Page, Section};
 use super::session::Visitor;
-use super::words::{encoded, lane_link, or_nothing, rough, run_link};
+use super::words::{encoded, lane_link, many, or_nothing, rough, run_link};
 use crate::app::App;
 use crate::body::{MaybeJson, Named, Params};
 use crate::problem::Problem;
@@ -62,7 +62,7 @@ pub(super) async fn page(
         }
         section aria-labelledby="tried" {
             h2 #tried { "Wrong reaps, and how soon a death is noticed" }
-            p { "Judged: " (document.attempts) " attempts of " (document.runs) " runs. The record has " (document.reaps) " reaps, "
+            p { "Judged: " (many(document.attempts, "attempt")) " of " (many(document.runs, "run")) ". The record has " (many(document.reaps, "reap")) ", "
                 (document.wrong) " of them wrong." }
             (chart(&points, recommended))
             (table(&points, recommended))
@@ -134,7 +134,7 @@ fn chart(points: &[Point<'_>], recommended: Option<Span>) -> Markup {
                         text x=(format!("{middle:.1}")) y="18" text-anchor="middle" { "recommended" }
                     }
                     rect.wrong-bar x=(format!("{:.1}", middle - step * 0.2)) y=(format!("{top:.1}")) width=(format!("{:.1}", step * 0.4)) height=(format!("{:.1}", GROUND - top)) {
-                        title { (point.told.wrong) " wrong reaps" }
+                        title { (many(point.told.wrong, "wrong reap")) }
                     }
                     @if point.told.wrong > 0 { text x=(format!("{middle:.1}")) y=(format!("{:.1}", top - 4.0)) text-anchor="middle" { (point.told.wrong) } }
                     circle.delay cx=(format!("{middle:.1}")) cy=(format!("{:.1}", y(point.window.as_seconds() / longest))) r="3.5" {}
@@ -175,7 +175,7 @@ fn advice(document: &BacktestDocument) -> Markup {
     let shortest = of.and_then(|one| one.no_wrong);
     html! {
         @if let (Some(of), Some(shortest)) = (of, shortest) {
-            p { "Of " (of.runs) " runs that were silent and heard of again, the longest silence was " (rough(shortest.seconds)) ", of "
+            p { "Of " (many(of.runs, "run")) " silent and heard of again, the longest silence was " (rough(shortest.seconds)) ", of "
                 (run_link(shortest.run)) ". The shortest window that was tried and is long enough: "
                 (or_nothing(shortest.tried_seconds.map(|tried| html! { strong { (tried) } })))
                 @if let Some(margin) = shortest.margin_seconds { ", with a margin of " (rough(margin)) } "." }

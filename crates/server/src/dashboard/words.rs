@@ -19,6 +19,11 @@ pub(super) fn encoded(text: &str) -> String {
     encoded
 }
 
+/// So many of something: `1 run`, `2 runs`.
+pub(super) fn many(count: u64, one: &str) -> String {
+    format!("{count} {one}{}", if count == 1 { "" } else { "s" })
+}
+
 /// A span to the whole second from ten seconds on: what people read at a glance.
 pub(super) fn rough(span: Span) -> String {
     const SECOND: u64 = 1_000_000;
