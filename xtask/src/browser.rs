@@ -65,6 +65,12 @@ pub(crate) fn screenshots(extra: &[String]) -> Result<(), Failure> {
     Ok(())
 }
 
+/// The command that opens the overview of the server at `{}` in the browser, and tells when it was painted.
+pub(crate) fn paint() -> Vec<std::ffi::OsString> {
+    let script = workspace_root().join("tests/browser/paint.mjs");
+    vec!["node".into(), script.into(), folder().into(), "{}".into(), "overview".into()]
+}
+
 fn folder() -> PathBuf {
     workspace_root().join("target/browser")
 }

@@ -30,7 +30,8 @@ usage: cargo xtask <task> [arguments for cargo, for the simulation, the load or 
   bench     measure what must be fast, beside what it replaces, on a throwaway PostgreSQL: [--json FILE] [--quick]
             [--help]; exit code 1 if a row misses what is required of it
   load      put a real server under load, on either backend, with a million runs in flight: [--runs N] [--json FILE]
-            [--quick] [--help]; exit code 1 if a goal is missed
+            [--quick] [--help]; with [--overview] what the open dashboard costs heartbeats, with a hundred thousand, and
+            how soon a browser has painted it; exit code 1 if a goal is missed
   fuzz-api  ask a server whatever its OpenAPI document allows, and more, with schemathesis from PyPI: [--minutes N]
             [--seed N]; exit code 1 if it failed, or answered what the document does not say
   screenshots  take pictures of every page of the dashboard, in light, in dark and on a phone's width: [FOLDER]
@@ -203,8 +204,15 @@ fn bench(extra: &[String]) -> Result<(), Failure> {
 fn load(extra: &[String]) -> Result<(), Failure> {
     setup()?;
     run("build", &mut cargo(&["build", "--release", "--package", "lastbeat-cli", "--package", "lastbeat-load"]))?;
-    let program = workspace_root().join("target/release/lastbeat-load");
-    run("load", Command::new(program).args(extra).current_dir(workspace_root()))
+    let mut program = Command::new(workspace_root().join("target/release/lastbeat-load"));
+    program.current_dir(workspace_root());
+    // The task has the browser; the program only needs to know how to have it look.
+    if let Some(place) = extra.iter().position(|argument| argument == "--overview") {
+        program.args(&extra[..place]).args(&extra[place + 1..]).arg("--overview").args(browser::paint());
+    } else {
+        program.args(extra);
+    }
+    run("load", &mut program)
 }
 
 /// Builds the API documentation of the workspace; `extra` goes to `cargo doc`.

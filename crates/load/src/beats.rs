@@ -46,13 +46,13 @@ pub(crate) async fn batches(served: &Served, time: Duration) -> Result<Carried> 
 }
 
 /// Shares runs out: no two connections beat for the same one.
-fn shares(served: &Served, connections: usize) -> Vec<Vec<Member>> {
+pub(crate) fn shares(served: &Served, connections: usize) -> Vec<Vec<Member>> {
     const BEATING_MAX: usize = 20_480;
     let beating = &served.fleet[..served.fleet.len().min(BEATING_MAX)];
     beating.chunks(beating.len() / connections).take(connections).map(<[Member]>::to_vec).collect()
 }
 
-fn single(member: &Member) -> Vec<u8> {
+pub(crate) fn single(member: &Member) -> Vec<u8> {
     let Member { run, claim } = member;
     post(&format!("/v1/runs/{run}/heartbeat"), &format!(r#"{{"attempt":1,"claim":"{claim}"}}"#))
 }

@@ -46,9 +46,13 @@ impl Connection {
 
     /// Gets a document.
     pub(crate) async fn get(&mut self, path: &str) -> Result<Value> {
-        let request = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n");
-        Ok(serde_json::from_slice(self.send(request.as_bytes()).await?)?)
+        Ok(serde_json::from_slice(self.send(&get(path)).await?)?)
     }
+}
+
+/// Makes a request for what is there.
+pub(crate) fn get(path: &str) -> Vec<u8> {
+    format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").into_bytes()
 }
 
 /// Makes a request.

@@ -5,6 +5,7 @@
 mod beats;
 mod connection;
 mod deaths;
+mod overview;
 mod served;
 
 use std::fs;
@@ -23,12 +24,20 @@ use crate::served::{Backend, Served};
 const MEMORY_MAX: f64 = 64.0;
 /// How late a death may be noticed, in milliseconds: by 99 of 100.
 const LAG_MAX: f64 = 100.0;
+/// How late a browser may first paint the overview, in milliseconds.
+const PAINT_MAX: f64 = 1_000.0;
+/// By how much the slow heartbeats may be slower while the overview is open.
+const SLOWER_MAX: f64 = 1.5;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask load", about = "Loads a real server, and says what it carries")]
 struct Arguments {
     /// How many runs are in flight
-    #[arg(long, default_value_t = 1_000_000)]
+    #[arg(
+        long,
+        default_value_t = 1_000_000,
+        default_value_if("overview", clap::builder::ArgPredicate::IsPresent, "100000")
+    )]
     runs: usize,
     /// For how many seconds heartbeats are sent, of each kind
     #[arg(long, default_value_t = 10.0)]
@@ -42,6 +51,10 @@ struct Arguments {
     /// A small form, to see that it works
     #[arg(long)]
     quick: bool,
+    /// Measure the dashboard's overview instead: what it costs heartbeats, and when a browser has painted it. This command
+    /// opens it in one, with the address in the place of {}
+    #[arg(long, value_name = "COMMAND", num_args = 1.., allow_hyphen_values = true, hide = true)]
+    overview: Vec<String>,
     /// The program that is loaded
     #[arg(long, default_value = "target/release/lastbeat")]
     program: PathBuf,
@@ -77,7 +90,12 @@ async fn main() -> Result<ExitCode> {
     }
     let mut figures = Vec::new();
     for backend in [Backend::Postgres, Backend::Sqlite] {
-        figures.extend(measure(backend, &arguments).await?);
+        eprintln!("load: {}", backend.name());
+        let served = Served::start(backend, arguments.runs, &arguments.program).await?;
+        figures.extend(match arguments.overview.is_empty() {
+            true => measure(backend, &served, &arguments).await?,
+            false => measure_overview(backend, &served, &arguments).await?,
+        });
     }
     print(&figures);
     if let Some(file) = &arguments.json {
@@ -88,13 +106,11 @@ async fn main() -> Result<ExitCode> {
     Ok(if missed && !arguments.quick { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-async fn measure(backend: Backend, arguments: &Arguments) -> Result<Vec<Figure>> {
-    eprintln!("load: {}", backend.name());
-    let served = Served::start(backend, arguments.runs, &arguments.program).await?;
+async fn measure(backend: Backend, served: &Served, arguments: &Arguments) -> Result<Vec<Figure>> {
     let time = Duration::from_secs_f64(arguments.seconds);
-    let singles = beats::singles(&served, time).await?;
-    let batches = beats::batches(&served, time).await?;
-    let lags = deaths::lags(&served, arguments.deaths).await?;
+    let singles = beats::singles(served, time).await?;
+    let batches = beats::batches(served, time).await?;
+    let lags = deaths::lags(served, arguments.deaths).await?;
     let (now, most) = served.memory()?;
     let figure = |name, value, unit, at_most| Figure { backend, name, value, unit, at_most };
     Ok(vec![
@@ -107,6 +123,27 @@ async fn measure(backend: Backend, arguments: &Arguments) -> Result<Vec<Figure>>
         figure("detection lag: p99", percentile(&lags, 0.99), "ms", Some(LAG_MAX)),
         figure("memory of serve afterwards", now, "MiB", Some(MEMORY_MAX)),
         figure("memory of serve at most", most, "MiB", Some(MEMORY_MAX)),
+    ])
+}
+
+async fn measure_overview(backend: Backend, served: &Served, arguments: &Arguments) -> Result<Vec<Figure>> {
+    let time = Duration::from_secs_f64(arguments.seconds);
+    let seen = overview::measure(served, time, &arguments.overview).await?;
+    // Of the rounds the one in the middle: one stall of the machine makes no difference then.
+    let middle = |rounds: &[Vec<f64>], share| {
+        percentile(&rounds.iter().map(|round| percentile(round, share)).collect::<Vec<f64>>(), 0.5)
+    };
+    let (alone, watched) = (middle(&seen.alone, 0.99), middle(&seen.watched, 0.99));
+    let figure = |name, value, unit, at_most| Figure { backend, name, value, unit, at_most };
+    Ok(vec![
+        figure("2,000 heartbeats a second, nobody looks: median", middle(&seen.alone, 0.5), "ms", None),
+        figure("  p99", alone, "ms", None),
+        figure("the same, overview open in 3 windows: median", middle(&seen.watched, 0.5), "ms", None),
+        figure("  p99", watched, "ms", None),
+        figure("  p99 against nobody looking", watched / alone, "times", Some(SLOWER_MAX)),
+        figure("overview: how often it was looked at, all windows", seen.pages.len() as f64, "", None),
+        figure("overview: a page, p99", percentile(&seen.pages, 0.99), "ms", None),
+        figure("overview: first paint in a browser, the slowest", percentile(&seen.paints, 1.0), "ms", Some(PAINT_MAX)),
     ])
 }
 

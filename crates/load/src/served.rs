@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use lastbeat_domain::{Span, Timestamp};
 use lastbeat_store::check_import;
 use lastbeat_testkit::postgres::{Cluster, ClusterOptions};
@@ -75,6 +75,9 @@ impl Served {
         let fleet: Vec<Member> = (0..runs).map(|_| Member { run: Uuid::now_v7(), claim: Uuid::new_v4() }).collect();
         let fleet = Arc::new(fleet);
         fill(&url, &fleet).await?;
+        // What the import and the store before it left to be written is no load of the server's.
+        let synced = tokio::process::Command::new("sync").status().await?;
+        ensure!(synced.success(), "sync failed: {synced}");
         let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
         let address = listener.local_addr()?.to_string();
         drop(listener);
