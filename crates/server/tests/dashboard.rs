@@ -137,6 +137,12 @@ async fn with_tokens_a_browser_signs_in_and_the_api_takes_no_cookie() {
     let id = tokens.json["tokens"][0]["id"].as_str().unwrap().to_owned();
     api.call(&admin, "DELETE", &format!("/v1/tokens/{id}"), serde_json::Value::Null).await;
     assert_eq!(asked(&api, "/", &session, &[]).await.status, 303);
+    // Whoever sends a form then is told that nothing was done, and comes back to the page.
+    let referer = format!("{}/runs/x?at=y", api.url(""));
+    let form = Some("csrf=x&reason=because".to_owned());
+    let late = sent(&api, "POST", "/runs/x/cancel", &session, &[("referer", &referer)], form).await;
+    assert_eq!(late.status, 401);
+    assert!(late.text.contains("nothing was done") && late.text.contains(r#"name="next" value="/runs/x?at=y""#));
     api.server.stop().await;
 }
 

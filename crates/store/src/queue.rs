@@ -145,28 +145,34 @@ impl Queue {
     /// Takes the commands of the next transaction: at most one for a run, a unique key and an idempotency key, so what
     /// must come after another one waits for the next.
     pub(crate) fn next_batch(&mut self) -> Vec<Waiting> {
-        let room = self.0.len().min(BATCH_COMMANDS_MAX);
-        let (mut batch, mut later) = (Vec::with_capacity(room), VecDeque::new());
         let mut named = Named::default();
-        named.runs.reserve(room);
+        named.runs.reserve(self.0.len().min(BATCH_COMMANDS_MAX));
         let mut bytes = 0;
-        while let Some(waiting) = self.0.pop_front() {
-            let clashes = named.clashes(&waiting.command);
-            let size = payload_bytes(&waiting.command);
-            let full = batch.len() >= BATCH_COMMANDS_MAX || bytes + size > BATCH_BYTES_MAX;
-            named.add(&waiting.command);
-            if clashes || (full && !batch.is_empty()) {
-                later.push_back(waiting);
-                if full {
-                    break;
-                }
-                continue;
+        let mut fits = |taken: usize, command: &Command| {
+            let clashes = named.clashes(command);
+            bytes += if clashes { 0 } else { payload_bytes(command) };
+            named.add(command);
+            let full = taken >= BATCH_COMMANDS_MAX || bytes > BATCH_BYTES_MAX;
+            (!clashes && (!full || taken == 0), full)
+        };
+        // Mostly all of them fit, and then none need be moved.
+        let together = self.0.iter().zip(0..).take_while(|(waiting, taken)| fits(*taken, &waiting.command).0).count();
+        let mut later = self.0.split_off(together);
+        let mut batch = Vec::from(std::mem::take(&mut self.0));
+        // The first of those has been asked about: it does not.
+        self.0.extend(later.pop_front());
+        while let Some(waiting) = later.pop_front() {
+            let (fits, full) = fits(batch.len(), &waiting.command);
+            if fits {
+                batch.push(waiting);
+            } else {
+                self.0.push_back(waiting);
             }
-            bytes += size;
-            batch.push(waiting);
+            if full {
+                break;
+            }
         }
-        later.append(&mut self.0);
-        self.0 = later;
+        self.0.append(&mut later);
         batch
     }
 }
@@ -194,4 +200,47 @@ fn payload_bytes(command: &Command) -> usize {
         _ => None,
     };
     value.map_or(0, |value| value.to_string().len())
+}
+
+#[cfg(test)]
+mod tests {
+    use lastbeat_domain::decide::Report;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn waiting(run: u128, progress: Option<usize>) -> Waiting {
+        let run = RunId::from_uuid(Uuid::from_u128(run));
+        let progress = progress.map(|bytes| serde_json::Value::String("x".repeat(bytes)));
+        let report = Report { run, attempt: 1, claim: None, executor: None };
+        Waiting { command: Command::Heartbeat { report, progress }, reply: oneshot::channel().0 }
+    }
+
+    /// The runs of each batch, in the order in which they are taken.
+    fn batches(commands: impl IntoIterator<Item = (u128, Option<usize>)>) -> Vec<Vec<u128>> {
+        let mut queue = Queue(commands.into_iter().map(|(run, bytes)| waiting(run, bytes)).collect());
+        let mut batches = Vec::new();
+        while !queue.is_empty() {
+            let run = |waiting: Waiting| waiting.command.run().unwrap().as_uuid().as_u128();
+            batches.push(queue.next_batch().into_iter().map(run).collect());
+        }
+        batches
+    }
+
+    #[test]
+    fn a_batch_has_a_run_once_and_nothing_overtakes_what_it_must_follow() {
+        let of = |runs: &[u128]| batches(runs.iter().map(|run| (*run, None)));
+        assert_eq!(of(&[1, 2, 3]), [[1, 2, 3]]);
+        assert_eq!(of(&[1, 2, 1, 3, 1, 2]), [vec![1, 2, 3], vec![1, 2], vec![1]]);
+    }
+
+    #[test]
+    fn a_batch_is_bounded_in_commands_and_in_bytes_but_for_one() {
+        let many = batches((0..2_500).map(|run| (run, None)));
+        assert_eq!(many.iter().map(Vec::len).collect::<Vec<_>>(), [1_000, 1_000, 500]);
+        assert!(many.concat().is_sorted());
+        let (big, half) = (BATCH_BYTES_MAX + 1, BATCH_BYTES_MAX / 2);
+        let large = batches([(1, Some(big)), (2, None), (3, Some(half)), (4, Some(half)), (5, None)]);
+        assert_eq!(large, [vec![1], vec![2, 3], vec![4, 5]]);
+    }
 }

@@ -84,6 +84,7 @@ pub(super) async fn admit(State(app): State<App>, mut request: Request, next: Ne
             let wanted = request.uri().path_and_query().map_or("/", |wanted| wanted.as_str());
             return Redirect::to(&format!("/sign-in?next={}", encoded(wanted))).into_response();
         }
+        Err(problem) if problem.status == StatusCode::UNAUTHORIZED => return signed_out_meanwhile(headers),
         Err(problem) => return problem.into_response(),
     };
     let (form, fresh) = form_cookie(headers);
@@ -97,6 +98,17 @@ pub(super) async fn admit(State(app): State<App>, mut request: Request, next: Ne
     if session.is_none() {
         fresh.map(|cookie| response.headers_mut().append(header::SET_COOKIE, cookie));
     }
+    response
+}
+
+/// Asks for a token where a form was sent without one that admits: it ran out, or was revoked, while the page was open.
+fn signed_out_meanwhile(headers: &HeaderMap) -> Response {
+    let page = headers.get(header::REFERER).and_then(|page| page.to_str().ok());
+    // The page that the form was on; where it is not said, the overview.
+    let path = page.and_then(|page| page.split_once("://")).and_then(|(_, rest)| rest.find('/').map(|at| &rest[at..]));
+    let mut response =
+        form(headers, path, Some("You are not signed in any more, so nothing was done. Sign in, and do it again."));
+    *response.status_mut() = StatusCode::UNAUTHORIZED;
     response
 }
 
