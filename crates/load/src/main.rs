@@ -63,7 +63,7 @@ struct Arguments {
 /// A figure, and the goal that it has, if it has one.
 struct Figure {
     backend: Backend,
-    name: &'static str,
+    name: String,
     value: f64,
     unit: &'static str,
     at_most: Option<f64>,
@@ -112,7 +112,7 @@ async fn measure(backend: Backend, served: &Served, arguments: &Arguments) -> Re
     let batches = beats::batches(served, time).await?;
     let lags = deaths::lags(served, arguments.deaths).await?;
     let (now, most) = served.memory()?;
-    let figure = |name, value, unit, at_most| Figure { backend, name, value, unit, at_most };
+    let figure = |name: &str, value, unit, at_most| Figure { backend, name: name.to_owned(), value, unit, at_most };
     Ok(vec![
         figure("single heartbeats, 64 connections", singles.rate, "/s", None),
         figure("  a request: median", percentile(&singles.millis, 0.5), "ms", None),
@@ -134,11 +134,14 @@ async fn measure_overview(backend: Backend, served: &Served, arguments: &Argumen
         percentile(&rounds.iter().map(|round| percentile(round, share)).collect::<Vec<f64>>(), 0.5)
     };
     let (alone, watched) = (middle(&seen.alone, 0.99), middle(&seen.watched, 0.99));
-    let figure = |name, value, unit, at_most| Figure { backend, name, value, unit, at_most };
+    let (rate, windows) = (overview::RATE, overview::VIEWERS);
+    let (nobody, watched_by) =
+        (format!("{rate} heartbeats a second, nobody looks"), format!("the same, overview open in {windows} windows"));
+    let figure = |name: &str, value, unit, at_most| Figure { backend, name: name.to_owned(), value, unit, at_most };
     Ok(vec![
-        figure("2,000 heartbeats a second, nobody looks: median", middle(&seen.alone, 0.5), "ms", None),
+        figure(&format!("{nobody}: median"), middle(&seen.alone, 0.5), "ms", None),
         figure("  p99", alone, "ms", None),
-        figure("the same, overview open in 3 windows: median", middle(&seen.watched, 0.5), "ms", None),
+        figure(&format!("{watched_by}: median"), middle(&seen.watched, 0.5), "ms", None),
         figure("  p99", watched, "ms", None),
         figure("  p99 against nobody looking", watched / alone, "times", Some(SLOWER_MAX)),
         figure("overview: how often it was looked at, all windows", seen.pages.len() as f64, "", None),
@@ -163,7 +166,7 @@ fn print(figures: &[Figure]) {
         let goal = figure.at_most.map_or_else(String::new, |most| format!("≤ {most} {}", figure.unit));
         let standing = figure.met().map_or("", |met| if met { "met" } else { "MISSED" });
         let value = format!("{:.1} {}", figure.value, figure.unit);
-        table.add_row([figure.backend.name(), figure.name, &value, &goal, standing]);
+        table.add_row([figure.backend.name(), &figure.name, &value, &goal, standing]);
     }
     println!("{table}");
 }

@@ -17,7 +17,7 @@ use crate::connection::{Connection, get};
 use crate::served::{Member, Served};
 
 /// How many heartbeats come a second, one by one.
-const RATE: u32 = 2_000;
+pub(crate) const RATE: u32 = 2_000;
 /// How often it is looked at in turn with its being left alone, since much else happens on a machine.
 const ROUNDS: u32 = 5;
 /// How many windows have the overview open.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lastbeat_domain::hold::Census;
 use lastbeat_domain::life::Surroundings;
-use lastbeat_domain::{Life, Liveness, Name, Run, RunId, Status, Timestamp, Verdict};
+use lastbeat_domain::{Life, Listening, Liveness, Name, Run, RunId, Status, Timestamp, Verdict};
 
 use crate::error::StoreError;
 use crate::record::{Stored, take_in};
@@ -155,6 +155,7 @@ pub async fn list_where(
 ) -> Result<Page, StoreError> {
     let at = store.now().await?;
     let service = store.service_log().await?;
+    let sitting = Sitting::at(at, &service);
     let (mut runs, mut after, mut examined) = (Vec::new(), after, 0);
     // Most often all are kept; the fewer are, the more are read at a time.
     let mut page = limit + 1;
@@ -165,7 +166,7 @@ pub async fn list_where(
         after = found.last().map(|run| run.id).or(after);
         examined += found.len();
         for run in found {
-            let judged = judged_by(run, &service, at);
+            let judged = sitting.judge(run);
             if keep(&judged) {
                 runs.push(judged);
             }
@@ -190,8 +191,9 @@ pub async fn list_where(
 /// If the store fails.
 pub async fn newest(store: &dyn Store, filter: &Filter, limit: usize) -> Result<Vec<Judged>, StoreError> {
     let (at, service) = (store.now().await?, store.service_log().await?);
+    let sitting = Sitting::at(at, &service);
     let runs = store.list(filter, None, limit).await?;
-    Ok(runs.into_iter().map(|run| judged_by(run, &service, at)).collect())
+    Ok(runs.into_iter().map(|run| sitting.judge(run)).collect())
 }
 
 /// Returns the running runs of a lane judged at the log's now, of more than `limit` a random choice; and how many there
@@ -202,7 +204,8 @@ pub async fn newest(store: &dyn Store, filter: &Filter, limit: usize) -> Result<
 pub async fn running(store: &dyn Store, lane: &Name, limit: usize) -> Result<(Vec<Judged>, u64), StoreError> {
     let sample = store.running(lane, limit).await?;
     let (at, service) = (store.now().await?, store.service_log().await?);
-    Ok((sample.runs.into_iter().map(|run| judged_by(run, &service, at)).collect(), sample.of))
+    let sitting = Sitting::at(at, &service);
+    Ok((sample.runs.into_iter().map(|run| sitting.judge(run)).collect(), sample.of))
 }
 
 /// The runs that may lapse next.
@@ -224,16 +227,36 @@ pub async fn soonest(store: &dyn Store, limit: usize) -> Result<Soonest, StoreEr
     let due = store.due(Timestamp::MAX, limit).await?;
     let (at, service) = (store.now().await?, store.service_log().await?);
     let through = due.last().filter(|_| due.len() >= limit).map(|last| last.check_at);
-    let judged = due.into_iter().map(|due| judged_by(due.judged.run, &service, at));
+    let sitting = Sitting::at(at, &service);
+    let judged = due.into_iter().map(|due| sitting.judge(due.judged.run));
     let mut runs: Vec<Judged> = judged.filter(|judged| judged.verdict.lapses_at().is_some()).collect();
     runs.sort_by_key(|judged| judged.verdict.lapses_at());
     Ok(Soonest { runs, through })
 }
 
-fn judged_by(run: Run, service: &ServiceLog, at: Timestamp) -> Judged {
-    let at = at.max(run.updated_at);
-    let (policy, listening) = (service.policy(&run.lane, at), Arc::new(service.listening(at)));
-    Judged::new(run, policy, listening, at)
+/// What many runs are judged with at one instant. The listening record is put together once for all of them: there may be
+/// many spans in which nobody listened.
+struct Sitting<'s> {
+    at: Timestamp,
+    service: &'s ServiceLog,
+    listening: Arc<Listening>,
+}
+
+impl<'s> Sitting<'s> {
+    fn at(at: Timestamp, service: &'s ServiceLog) -> Sitting<'s> {
+        Sitting { at, service, listening: Arc::new(service.listening(at)) }
+    }
+
+    /// Judges a run; one that was heard of since, at the instant of its last fact.
+    fn judge(&self, run: Run) -> Judged {
+        let at = self.at.max(run.updated_at);
+        let policy = self.service.policy(&run.lane, at);
+        let listening = match at == self.at {
+            true => Arc::clone(&self.listening),
+            false => Arc::new(self.service.listening(at)),
+        };
+        Judged::new(run, policy, listening, at)
+    }
 }
 
 /// Returns the open runs of a lane that would lapse at once under other terms, and have not lapsed under its own.

@@ -204,7 +204,7 @@ fn payload_bytes(command: &Command) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use lastbeat_domain::decide::Report;
+    use lastbeat_domain::decide::{Report, RunSpec};
     use uuid::Uuid;
 
     use super::*;
@@ -216,9 +216,20 @@ mod tests {
         Waiting { command: Command::Heartbeat { report, progress }, reply: oneshot::channel().0 }
     }
 
-    /// The runs of each batch, in the order in which they are taken.
+    fn creating(run: u128, key: Option<&str>) -> Waiting {
+        let unique_key = key.map(|key| Name::new(key).unwrap());
+        let spec = Box::new(RunSpec { unique_key, ..RunSpec::of_lane(Name::new("watcher").unwrap()) });
+        let run = RunId::from_uuid(Uuid::from_u128(run));
+        Waiting { command: Command::Create { run, spec, claim: None }, reply: oneshot::channel().0 }
+    }
+
     fn batches(commands: impl IntoIterator<Item = (u128, Option<usize>)>) -> Vec<Vec<u128>> {
-        let mut queue = Queue(commands.into_iter().map(|(run, bytes)| waiting(run, bytes)).collect());
+        batches_of(commands.into_iter().map(|(run, bytes)| waiting(run, bytes)))
+    }
+
+    /// The runs of each batch, in the order in which they are taken.
+    fn batches_of(commands: impl IntoIterator<Item = Waiting>) -> Vec<Vec<u128>> {
+        let mut queue = Queue(commands.into_iter().collect());
         let mut batches = Vec::new();
         while !queue.is_empty() {
             let run = |waiting: Waiting| waiting.command.run().unwrap().as_uuid().as_u128();
@@ -232,6 +243,9 @@ mod tests {
         let of = |runs: &[u128]| batches(runs.iter().map(|run| (*run, None)));
         assert_eq!(of(&[1, 2, 3]), [[1, 2, 3]]);
         assert_eq!(of(&[1, 2, 1, 3, 1, 2]), [vec![1, 2, 3], vec![1, 2], vec![1]]);
+        // The second waits for the first, and has come for the key before the third.
+        let keyed = [creating(1, None), creating(1, Some("k")), creating(2, Some("k")), creating(3, None)];
+        assert_eq!(batches_of(keyed), [vec![1, 3], vec![1], vec![2]]);
     }
 
     #[test]

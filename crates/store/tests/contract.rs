@@ -570,18 +570,19 @@ async fn heartbeats_among_other_facts_and_after_long_silence_are_kept_to_the_mic
     let store = store.as_ref();
     one(store, create(run_id(1), Some("c"))).await.unwrap();
     let mut heard = Vec::new();
-    for step in 0..150_u32 {
-        // Pauses of a second and a bit; of half an hour; and such as are longer than a step of a tail can say.
-        let pause = match step % 40 {
-            11 | 12 | 30 => Span::from_seconds(1_800),
-            20 | 31 => Span::from_seconds(3_600),
+    for step in 0..300_u32 {
+        // Pauses of a second and a bit; of half an hour; and such as are longer than a step of a tail can say. Then for a
+        // while none that is long, so that tails come to their end by what they span.
+        let pause = match step {
+            11 | 12 | 30 | 51 | 280 => Span::from_seconds(1_800),
+            20 | 31 | 281 => Span::from_seconds(3_600),
             _ => Span::from_micros(1_000_003),
         };
         place.clock.advance(pause);
         // For a while nothing but plain ones, then every other one is a fact of its own, then a few in a row are.
         let own = match step {
             0..70 => false,
-            70..110 => step % 2 == 0,
+            70..170 => step % 2 == 0,
             _ => step % 9 < 4,
         };
         let command = if own {

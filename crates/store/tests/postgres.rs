@@ -637,16 +637,55 @@ async fn whoever_locks_the_same_runs_in_whatever_order_is_served() {
     assert_eq!((report.damage, report.events), (Vec::new(), 64 * (2 + 2 * 30)));
 }
 
+/// A heartbeat in a tail is recoverable since the row of its commit was written in the same transaction: also if that
+/// transaction was begun by the commit before it, as under load; and whichever of the writers took it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_heartbeat_changes_its_run_in_the_transaction_that_writes_it_down() {
+    const RUNS: u128 = 1_000;
+    let place = Place::on(Backend::Postgres, NOW);
+    let store = place.store("a").await;
+    let mut shell = PgConnection::connect(&place.database("a").await).await.unwrap();
+    let made = store.execute((1..=RUNS).map(|run| create(run_id(run))).collect()).await;
+    assert!(made.iter().all(Result::is_ok));
+    let apart = "SELECT count(*) FROM beating AS r WHERE NOT EXISTS (SELECT FROM beats AS b WHERE b.xmin = r.xmin)";
+    // All their first heartbeats, which are no plain ones. Then one at a time; then all at once, each by itself, again and
+    // again; then one at a time.
+    let alone = |run: u128| vec![beat(run_id(run))];
+    let at_once = |store: &Arc<dyn Store>| {
+        let mut beats = tokio::task::JoinSet::new();
+        for run in 1..=RUNS {
+            let (store, beats_of) = (Arc::clone(store), alone(run));
+            beats.spawn(async move { store.execute(beats_of).await.pop().unwrap().unwrap() });
+        }
+        beats.join_all()
+    };
+    place.clock.advance(Span::from_seconds(1));
+    at_once(&store).await;
+    for round in 0..4 {
+        for run in 1..=3 {
+            place.clock.advance(Span::from_seconds(1));
+            store.execute(alone(run)).await.pop().unwrap().unwrap();
+        }
+        place.clock.advance(Span::from_seconds(1));
+        assert_eq!(at_once(&store).await.len() as u128, RUNS);
+        let apart: i64 = sqlx::query_scalar(apart).fetch_one(&mut shell).await.unwrap();
+        assert_eq!(apart, 0, "runs whose last heartbeat was committed apart from its row, in round {round}");
+    }
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
 /// What the tails of an older schema hold is kept, whatever lay between its heartbeats.
 #[tokio::test]
 async fn a_database_of_an_older_schema_is_brought_up_to_date_with_every_heartbeat() {
     let place = Place::on(Backend::Postgres, NOW);
     let store = place.store("a").await;
+    // Any UUID is a run's, the least too.
+    let least = RunId::from_uuid(uuid::Uuid::nil());
     let other = Claimant { claim: "b1f0".parse().unwrap(), ..claimant("mac-8", "c") };
     let spec = Box::new(RunSpec::of_lane(name("watcher")));
     one(store.as_ref(), create(run_id(1))).await.unwrap();
-    one(store.as_ref(), Command::Create { run: run_id(2), spec, claim: Some(other.clone()) }).await.unwrap();
-    let of_other = Report { claim: Some(other.claim.clone()), ..report(run_id(2), 1, "c") };
+    one(store.as_ref(), Command::Create { run: least, spec, claim: Some(other.clone()) }).await.unwrap();
+    let of_other = Report { claim: Some(other.claim.clone()), ..report(least, 1, "c") };
     for seconds in [30, 30, 7_200, 30, 30] {
         place.clock.advance(Span::from_seconds(seconds));
         one(store.as_ref(), beat(run_id(1))).await.unwrap();
@@ -654,7 +693,7 @@ async fn a_database_of_an_older_schema_is_brought_up_to_date_with_every_heartbea
         one(store.as_ref(), heartbeat).await.unwrap();
     }
     let mut streams = Vec::new();
-    for run in [run_id(1), run_id(2)] {
+    for run in [run_id(1), least] {
         streams.push(ask::whole_stream(store.as_ref(), run).await.unwrap());
     }
     let url = place.database("a").await;
@@ -680,7 +719,7 @@ async fn a_database_of_an_older_schema_is_brought_up_to_date_with_every_heartbea
     assert_eq!(migrate(&url).await.unwrap().0, 4);
     let store = place.store("a").await;
     assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
-    for (run, stream) in [run_id(1), run_id(2)].into_iter().zip(&streams) {
+    for (run, stream) in [run_id(1), least].into_iter().zip(&streams) {
         assert_eq!(ask::whole_stream(store.as_ref(), run).await.unwrap(), *stream);
     }
     place.clock.advance(Span::from_seconds(30));

@@ -25,11 +25,11 @@ use crate::problem::Problem;
 /// How many running runs of a lane are judged to tell how many are alive.
 const SAMPLE_RUNS: usize = 300;
 /// How many of its newest claimed runs are judged for that.
-const CLAIMED_RUNS: usize = 300;
+const CLAIMED_RUNS: usize = 1_000;
 /// How many lanes are told of.
 pub(super) const LANES_MAX: usize = 50;
 /// How many of the runs are looked at that a sweeper looks at next.
-pub(super) const SOON_EXAMINED: usize = 300;
+pub(super) const SOON_EXAMINED: usize = 1_000;
 /// How many of the newest runs are looked at for their goals.
 const NEWEST_RUNS: usize = 200;
 /// How many runs are looked at for those that the caller may see, at the most.

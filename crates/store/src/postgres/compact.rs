@@ -12,8 +12,8 @@ use sqlx::{Executor, Row};
 use uuid::Uuid;
 
 use super::clock::PgClock;
-use super::rows::{last_fact, read_beats, read_segment, read_word};
-use super::tail::unwritten_tail;
+use super::rows::{read_beats, read_segment, read_word};
+use super::tail::{last_fact, unwritten_tail};
 use super::write::insert_segments;
 use crate::compact::{
     Bounds, CompactionReport, MERGED_BEATS_MAX, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended,

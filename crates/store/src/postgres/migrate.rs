@@ -63,18 +63,21 @@ async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(i64, i64), S
 async fn write_out_long_tails(connection: &mut PgConnection) -> Result<(), StoreError> {
     connection.execute("LOCK TABLE beating IN ACCESS EXCLUSIVE MODE").await?;
     let select = "SELECT b.id, b.number, r.attempt, b.version, b.tail FROM beating AS b JOIN runs AS r ON r.id = b.id \
-                  WHERE octet_length(b.tail) BETWEEN 1 AND 359 AND b.id > $1 ORDER BY b.id LIMIT $2";
-    let mut after = Uuid::nil();
+                  WHERE octet_length(b.tail) BETWEEN 1 AND 359 AND ($1 IS NULL OR b.id > $1) ORDER BY b.id LIMIT $2";
+    let mut after: Option<Uuid> = None;
     loop {
         let rows = sqlx::query(select).bind(after).bind(TAILS_AT_ONCE).fetch_all(&mut *connection).await?;
         let Some(last) = rows.last() else { return Ok(()) };
-        after = last.try_get("id")?;
+        after = Some(last.try_get("id")?);
         let mut segments = Vec::with_capacity(rows.len());
         for row in &rows {
-            let version = unsigned(row.try_get("version")?)?;
-            let damaged =
-                || StoreError::Corrupt("a tail cannot be read; run `lastbeat rebuild` with the older program".into());
-            let beats = unpack_long_tail(row.try_get("tail")?, version).ok_or_else(damaged)?;
+            let (id, version): (Uuid, i64) = (row.try_get("id")?, row.try_get("version")?);
+            let damaged = || {
+                let why =
+                    "cannot be read, and nothing was changed; run `lastbeat rebuild` with the older program first";
+                StoreError::Corrupt(format!("the tail of run {id} {why}"))
+            };
+            let beats = unpack_long_tail(row.try_get("tail")?, unsigned(version)?).ok_or_else(damaged)?;
             let attempt = u32::try_from(row.try_get::<i32, _>("attempt")?).map_err(|_| damaged())?;
             segments.push(SegmentRow::pack(row.try_get("number")?, attempt, &beats));
         }

@@ -13,11 +13,11 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
-use super::tail::{pack_tail, unwritten_tail};
+use super::tail::{last_fact, pack_tail, unwritten_tail};
 use crate::batch::RunRow;
 use crate::error::StoreError;
 use crate::log::{BeatsRow, EventRow, SegmentRow, signed, unsigned};
-use crate::packing::{Beat, PackingError};
+use crate::packing::PackingError;
 
 /// All columns of `whole_runs`, for SELECT.
 pub(super) const RUN_COLUMNS: &str = "number, id, claimed_at, due_at, attempt, quarantined, cancel_requested, status, \
@@ -154,11 +154,6 @@ impl BeatingColumns {
         self.tail.push(tail);
         Ok(true)
     }
-}
-
-/// The last fact of a run, from which the heartbeats of its tail follow.
-pub(super) fn last_fact(version: u64, updated_at: Timestamp) -> Beat {
-    Beat { version, at: updated_at.as_micros() }
 }
 
 fn attempt_of(run: &Run) -> i32 {

@@ -184,21 +184,14 @@ pub(super) async fn due(
     now: Timestamp,
     limit: usize,
 ) -> Result<Vec<(Run, Timestamp)>, StoreError> {
-    let rows = sqlx::query("SELECT run, check_at FROM due WHERE check_at <= ? ORDER BY check_at LIMIT ?")
-        .bind(now.as_micros())
-        .bind(signed(limit as u64))
-        .fetch_all(&mut *connection)
-        .await?;
-    let select = format!("SELECT {RUN_COLUMNS} FROM runs WHERE number = ?");
-    let mut due = Vec::with_capacity(rows.len());
-    for row in rows {
-        let number: i64 = row.try_get("run")?;
-        let run = sqlx::query(AssertSqlSafe(select.clone())).bind(number).fetch_optional(&mut *connection).await?;
-        if let Some(run) = run.as_ref().map(read_run).transpose()? {
-            due.push((run.run, Timestamp::from_micros(row.try_get("check_at")?)));
-        }
-    }
-    Ok(due)
+    // One statement: each costs a turn to the connection's thread and back.
+    let select = format!(
+        "SELECT check_at, {RUN_COLUMNS} FROM due JOIN runs ON runs.number = due.run \
+         WHERE check_at <= ? ORDER BY check_at LIMIT ?"
+    );
+    let query = sqlx::query(AssertSqlSafe(select)).bind(now.as_micros()).bind(signed(limit as u64));
+    let rows = query.fetch_all(connection).await?;
+    rows.iter().map(|row| Ok((read_run(row)?.run, Timestamp::from_micros(row.try_get("check_at")?)))).collect()
 }
 
 /// Running runs of a lane: all of them, or of many a random choice.
