@@ -226,6 +226,9 @@ async fn a_hold_is_shown_above_all_else_and_released_with_a_reason_by_those_who_
     assert_eq!(release("reason=x".to_owned()).await.status, 403);
     assert_eq!(release(format!("csrf={csrf}&reason=")).await.status, 422);
     assert_eq!(release(format!("csrf={csrf}&reason=the+power+is+gone")).await.status, 303);
+    // Whoever released it sees that at once.
+    let shown = asked(&api, "/", &cookies, &[]).await;
+    assert!(shown.text.contains("was released") && !shown.text.contains("is held since"), "{}", shown.text);
     let feed = api.get("/v1/events?limit=100").await;
     let events = feed.json["events"].as_array().unwrap();
     let released = events.iter().find(|event| event["type"] == "reaping_released").unwrap();

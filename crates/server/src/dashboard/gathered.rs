@@ -49,7 +49,7 @@ const REAPS_KEPT: usize = 200;
 /// How long it is shown again at least.
 const FRESH_FOR: Duration = Duration::from_millis(700);
 /// Which part of the time is spent on gathering at the most: one in so many.
-const SHARE: u32 = 20;
+const SHARE: u32 = 10;
 
 /// How a lane stands now. The numbers of runs in flight, live, quiet, presumed and lapsed may be estimated.
 #[derive(Clone, Debug)]
@@ -115,6 +115,13 @@ struct Memory {
     last: Option<(Instant, Duration, Arc<Gathered>)>,
     through: u64,
     reaps: VecDeque<ReapNow>,
+}
+
+impl Kept {
+    /// Forgets what was gathered: whoever has just changed something looks for it.
+    pub(super) async fn forget(&self) {
+        self.0.lock().await.last = None;
+    }
 }
 
 /// Gathers what the overview shows a caller.
