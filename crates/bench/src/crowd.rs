@@ -45,7 +45,7 @@ impl Crowd {
             let (hears, stop) = (Arc::clone(hears), Arc::clone(&stop));
             executors.spawn(async move {
                 let mut heartbeats = 0;
-                for place in self.places(first).cycle() {
+                for place in self.endless_places(first) {
                     if stop.load(Ordering::Relaxed) {
                         break;
                     }
@@ -80,6 +80,14 @@ impl Crowd {
             });
         }
         total(executors).await
+    }
+
+    /// The runs of one executor, again and again. Each begins at another point: if all went through the table side by side,
+    /// what waits at a time would be rows beside each other, as no fleet's are.
+    fn endless_places(self, first: usize) -> impl Iterator<Item = usize> {
+        let places = self.places(first);
+        let begin = first % places.clone().count().max(1);
+        places.cycle().skip(begin)
     }
 
     /// The runs of one executor.
@@ -118,6 +126,14 @@ mod tests {
         let heartbeats = Crowd { runs: 12, in_flight: 5 }.warm_up(&counts, 4).await.unwrap();
         assert_eq!(*counts.0.lock().unwrap(), [1, 2, 3, 4, 1, 2, 3, 4, 1, 2, 3, 4]);
         assert_eq!(heartbeats, 30);
+    }
+
+    #[test]
+    fn what_beats_at_a_time_is_spread_over_all_runs() {
+        let crowd = Crowd { runs: 12, in_flight: 4 };
+        let at_first: Vec<usize> = (0..4).map(|first| crowd.endless_places(first).next().unwrap()).collect();
+        assert_eq!(at_first, [0, 5, 10, 3]);
+        assert_eq!(crowd.endless_places(1).take(4).collect::<Vec<_>>(), [5, 9, 1, 5]);
     }
 
     #[tokio::test]

@@ -1,16 +1,17 @@
 //! What waits for a writer, and how commands are grouped into transactions.
 
 use std::collections::{HashSet, VecDeque};
+use std::pin::Pin;
 
 use foldhash::fast::RandomState;
 use lastbeat_domain::decide::{Command, IdempotencyKey};
 use lastbeat_domain::{Name, RunId};
-use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::mpsc::error::{SendError, TrySendError};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::Outcome;
 use crate::error::{CommandError, ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
+use crate::{Answer, Heard, Outcome};
 
 /// Something for a writer to do.
 #[derive(Debug)]
@@ -34,31 +35,65 @@ pub(crate) enum Errand {
 #[derive(Debug)]
 pub(crate) struct NobodyLeft;
 
+/// What a writer tells of a command. Thousands of heartbeats are on their way at a time, and it matters how much memory
+/// they go through: so what is said of one is small.
+#[derive(Debug)]
+pub(crate) enum Told {
+    /// It was a plain heartbeat, and was taken.
+    Heard(Heard),
+    /// It was another command, or was refused, or failed.
+    Other(Box<Outcome>),
+}
+
+impl From<Outcome> for Told {
+    fn from(outcome: Outcome) -> Told {
+        Told::Other(Box::new(outcome))
+    }
+}
+
+impl From<Told> for Outcome {
+    fn from(told: Told) -> Outcome {
+        match told {
+            Told::Heard(heard) => Ok(Answer { heard: Some(heard), ..Answer::default() }),
+            Told::Other(outcome) => *outcome,
+        }
+    }
+}
+
 /// Sends each command to its writer and returns the outcomes in the order of the commands.
 pub(crate) async fn execute<'w>(
     commands: Vec<Command>,
     writer: impl Fn(&Command) -> &'w mpsc::Sender<Job>,
 ) -> Vec<Outcome> {
-    let closed = || Err(CommandError::Failed(StoreError::Closed));
     let mut answers = Vec::with_capacity(commands.len());
     for command in commands {
-        let (reply, answer) = oneshot::channel();
-        let writer = writer(&command);
-        // There is mostly room. Thousands of these wait for their answers at a time; so the future holds no job.
-        let sent = match writer.try_send(Job::Execute(Waiting { command, reply })) {
-            Err(TrySendError::Full(job)) => Box::pin(writer.send(job)).await.is_ok(),
-            sent => sent.is_ok(),
-        };
-        answers.push(sent.then_some(answer));
+        let (answer, room) = send(writer(&command), command);
+        if let Some(room) = room {
+            let _ = room.await;
+        }
+        answers.push(answer);
     }
     let mut outcomes = Vec::with_capacity(answers.len());
     for answer in answers {
-        outcomes.push(match answer {
-            Some(answer) => answer.await.unwrap_or_else(|_| closed()),
-            None => closed(),
-        });
+        let closed = |_| Err(CommandError::Failed(StoreError::Closed));
+        outcomes.push(answer.await.map_or_else(closed, Outcome::from));
     }
     outcomes
+}
+
+/// Waits for room in a writer's queue.
+type Room<'w> = Pin<Box<dyn Future<Output = Result<(), SendError<Job>>> + Send + 'w>>;
+
+/// Sends a command. Returns who brings its answer, which never comes if the writer is gone, and, if there is no room for
+/// it just now, who waits for room. There mostly is, and thousands of callers wait for their answers at a time; so none of
+/// them keeps room for a command meanwhile.
+fn send(writer: &mpsc::Sender<Job>, command: Command) -> (oneshot::Receiver<Told>, Option<Room<'_>>) {
+    let (reply, answer) = oneshot::channel();
+    let room: Option<Room<'_>> = match writer.try_send(Job::Execute(Waiting { command, reply })) {
+        Err(TrySendError::Full(job)) => Some(Box::pin(writer.send(job))),
+        Ok(()) | Err(TrySendError::Closed(_)) => None,
+    };
+    (answer, room)
 }
 
 /// Has a writer import checked histories.
@@ -88,7 +123,7 @@ pub(crate) const QUEUE_MAX: usize = 4_096;
 #[derive(Debug)]
 pub(crate) struct Waiting {
     pub(crate) command: Command,
-    pub(crate) reply: oneshot::Sender<Outcome>,
+    pub(crate) reply: oneshot::Sender<Told>,
 }
 
 /// The commands that wait, in the order in which they came.
@@ -186,7 +221,7 @@ pub(crate) fn answer_all(batch: Vec<Waiting>, error: StoreError) {
     let mut first = Some(error);
     for waiting in batch {
         let error = first.take().unwrap_or_else(|| StoreError::Unavailable(text.clone()));
-        let _ = waiting.reply.send(Err(CommandError::Failed(error)));
+        let _ = waiting.reply.send(Err(CommandError::Failed(error)).into());
     }
 }
 

@@ -20,11 +20,12 @@ use uuid::Uuid;
 
 use super::rows::progress_changed;
 use super::tail::{TAIL_BYTES_MAX, unpack_tail};
+use crate::Heard;
 use crate::error::StoreError;
 use crate::log::{BeatsRow, SegmentRow, unsigned};
 use crate::packing::{Beat, TAIL_PAUSE_MAX};
+use crate::queue::{self, Told};
 use crate::service::ServiceLog;
-use crate::{Answer, Heard, Outcome};
 
 /// Log time as a batch of heartbeats is stamped with: read before anything is locked. A clock that is brought along comes
 /// in as a parameter.
@@ -157,10 +158,10 @@ pub(super) struct Plain<'c> {
 
 /// Returns the plain heartbeats of a batch, in the order in which their runs are locked; those left out that quote a
 /// claim which is no UUID, since such a claim does not stand in `beating`.
-pub(super) fn plain(commands: &[Command]) -> Vec<Plain<'_>> {
-    let mut plain: Vec<Plain<'_>> = Vec::with_capacity(commands.len());
-    for (index, command) in commands.iter().enumerate() {
-        let Command::Heartbeat { report, progress: None } = command else { continue };
+pub(super) fn plain(batch: &[queue::Waiting]) -> Vec<Plain<'_>> {
+    let mut plain: Vec<Plain<'_>> = Vec::with_capacity(batch.len());
+    for (index, waiting) in batch.iter().enumerate() {
+        let Command::Heartbeat { report, progress: None } = &waiting.command else { continue };
         let claim = report.claim.as_ref().map(ClaimId::as_uuid);
         if claim != Some(None) {
             plain.push(Plain { index, report, claim: claim.flatten() });
@@ -336,7 +337,7 @@ impl Taken {
     }
 
     /// Answers the heartbeats that were taken, each in its place. `at` is their stamp.
-    pub(super) fn answer(&self, known: &Known, at: Timestamp, outcomes: &mut [Option<Outcome>]) {
+    pub(super) fn answer(&self, known: &Known, at: Timestamp, outcomes: &mut [Option<Told>]) {
         let alike = |lane: &Name| Alike::new(lane.clone(), &known.service, at);
         let mut lanes: Vec<Alike> = self.lanes.iter().map(alike).collect();
         let listening = known.service.listening(at);
@@ -351,7 +352,7 @@ impl Taken {
                 interval: lane.policy.terms.heartbeat_interval,
                 lapses_at: lane.lapses_at(beat.claimed_at, self.progress.get(&beat.number).copied(), &listening),
             };
-            outcomes[beat.index] = Some(Ok(Answer { heard: Some(heard), ..Answer::default() }));
+            outcomes[beat.index] = Some(Told::Heard(heard));
         }
     }
 }

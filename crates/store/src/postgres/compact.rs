@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use super::clock::PgClock;
 use super::rows::{read_beats, read_segment, read_word};
-use super::tail::{last_fact, unwritten_tail};
+use super::tail::{NOTHING, TAIL_BYTES_MAX, last_fact, unwritten_tail};
 use super::write::insert_segments;
 use crate::compact::{
     Bounds, CompactionReport, MERGED_BEATS_MAX, Merge, RUNS_AT_ONCE, STEP_BEATS_MAX, STEP_ROWS_MAX, Step, has_ended,
@@ -100,11 +100,12 @@ async fn are_enough(connection: &mut PgConnection, bounds: Bounds) -> Result<boo
     Ok(unsigned(query.fetch_one(connection).await?)? >= bounds.rows_min)
 }
 
-/// The ids of those runs that have something in their tails.
+/// The ids of those runs that have something in their tails that is in no segment.
 async fn ids_with_tail(connection: &mut PgConnection, runs: &[i64]) -> Result<Vec<Uuid>, StoreError> {
     let select = "SELECT b.id FROM runs AS r JOIN beating AS b ON b.id = r.id \
-                  WHERE r.number = ANY($1) AND octet_length(b.tail) > 0";
-    Ok(sqlx::query_scalar(select).bind(runs).fetch_all(connection).await?)
+                  WHERE r.number = ANY($1) AND octet_length(b.tail) NOT IN (0, $2)";
+    let full = i32::try_from(TAIL_BYTES_MAX).unwrap_or(i32::MAX);
+    Ok(sqlx::query_scalar(select).bind(runs).bind(full).fetch_all(connection).await?)
 }
 
 /// Writes out the tails of some runs that hold heartbeats of the step. Returns the runs that others were at work on, if
@@ -147,8 +148,8 @@ async fn flush(
     }
     if !segments.is_empty() {
         insert_segments(connection, &segments).await?;
-        let empty = "UPDATE beating SET tail = '' WHERE id = ANY($1)";
-        sqlx::query(empty).bind(emptied).execute(&mut *connection).await?;
+        let empty = "UPDATE beating SET tail = $2 WHERE id = ANY($1)";
+        sqlx::query(empty).bind(emptied).bind(NOTHING.as_slice()).execute(&mut *connection).await?;
     }
     connection.execute("COMMIT").await?;
     segments.iter().for_each(|segment| report.flushed(segment));

@@ -27,7 +27,7 @@ use crate::batch::{Batch, Clocks, Ground, Head};
 use crate::error::{CommandError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
 use crate::observe::{Noted, Observed};
-use crate::queue::{BATCH_COMMANDS_MAX, Errand, Job, Queue, Waiting, answer_all};
+use crate::queue::{BATCH_COMMANDS_MAX, Errand, Job, Queue, Told, Waiting, answer_all};
 use crate::service::ServiceLog;
 use crate::{ImportError, Outcome};
 
@@ -76,7 +76,7 @@ impl Shared {
 struct Pending {
     transaction: String,
     mark: Mark,
-    outcomes: Vec<Outcome>,
+    outcomes: Vec<Told>,
     /// The clocks, if this process beaconed in it.
     beacon: Option<ClockSample>,
     /// What is left to be written, sent with its commit.
@@ -192,37 +192,28 @@ impl Writer {
     async fn carry_out(&mut self, batch: Vec<Waiting>, jobs: &mpsc::Receiver<Job>) {
         let mut batches = VecDeque::from([batch]);
         while let Some(mut batch) = batches.pop_front() {
-            let (commands, replies): (Vec<Command>, Vec<_>) =
-                batch.into_iter().map(|waiting| (waiting.command, waiting.reply)).unzip();
-            let result = self.persist(&commands, jobs).await;
-            match result {
+            match self.persist(&batch, jobs).await {
                 Ok(outcomes) => {
-                    for (reply, outcome) in replies.into_iter().zip(outcomes) {
-                        let _ = reply.send(outcome);
-                    }
-                    continue;
-                }
-                Err(error) => {
-                    let pairs = commands.into_iter().zip(replies);
-                    batch = pairs.map(|(command, reply)| Waiting { command, reply }).collect();
-                    if batch.len() > 1 && !error.is_transient() {
-                        let second = batch.split_off(batch.len() / 2);
-                        batches.push_front(second);
-                        batches.push_front(batch);
-                    } else {
-                        answer_all(batch, error);
+                    for (waiting, outcome) in batch.into_iter().zip(outcomes) {
+                        let _ = waiting.reply.send(outcome);
                     }
                 }
+                Err(error) if batch.len() > 1 && !error.is_transient() => {
+                    let second = batch.split_off(batch.len() / 2);
+                    batches.push_front(second);
+                    batches.push_front(batch);
+                }
+                Err(error) => answer_all(batch, error),
             }
         }
     }
 
     /// Carries out a batch in one transaction, which is tried again while that may help.
-    async fn persist(&mut self, commands: &[Command], jobs: &mpsc::Receiver<Job>) -> Result<Vec<Outcome>, StoreError> {
+    async fn persist(&mut self, batch: &[Waiting], jobs: &mpsc::Receiver<Job>) -> Result<Vec<Told>, StoreError> {
         let (started, mut delays) = (Instant::now(), patience(self.away));
         loop {
             let mut pending = None;
-            let error = match self.attempt(commands, jobs, &mut pending).await {
+            let error = match self.attempt(batch, jobs, &mut pending).await {
                 Ok(()) => {
                     self.away = false;
                     return Ok(pending.map(|pending| self.committed(pending, started)).unwrap_or_default());
@@ -250,7 +241,7 @@ impl Writer {
 
     /// Returns the answers of a transaction that is committed. Only now a beacon of it counts: the clocks are compared
     /// with one that the log knows, or a step would be forgotten that was never recorded.
-    fn committed(&self, pending: Pending, started: Instant) -> Vec<Outcome> {
+    fn committed(&self, pending: Pending, started: Instant) -> Vec<Told> {
         if pending.beacon.is_some() {
             *self.shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner) = pending.beacon;
         }
@@ -261,14 +252,14 @@ impl Writer {
     /// Makes one transaction of a batch. When it fails with `pending` set, it is not known whether it was committed.
     async fn attempt(
         &mut self,
-        commands: &[Command],
+        batch: &[Waiting],
         jobs: &mpsc::Receiver<Job>,
         pending: &mut Option<Pending>,
     ) -> Result<(), StoreError> {
         let mut link = self.connected().await?;
         let (shared, waiting, recent) = (Arc::clone(&self.shared), &self.waiting, &mut self.recent);
         let transaction = async {
-            let done = transact(&mut link, &shared, commands, recent).await?;
+            let done = transact(&mut link, &shared, batch, recent).await?;
             let done = pending.insert(done);
             link.commit(&done.last, !waiting.is_empty() || !jobs.is_empty()).await
         };
@@ -387,11 +378,11 @@ pub(super) async fn lock_log(connection: &mut PgConnection, clock: &PgClock) -> 
 async fn transact(
     link: &mut Link,
     shared: &Shared,
-    commands: &[Command],
+    batch: &[Waiting],
     recent: &mut Recent,
 ) -> Result<Pending, StoreError> {
     let simulated = shared.clock.simulated();
-    let plain = beats::plain(commands);
+    let plain = beats::plain(batch);
     if !plain.is_empty() && recent.read.is_none_or(|read| read.elapsed() > SERVICE_AGE_MAX) {
         recent.keep(shared, &refresh_service_log(&mut link.connection, &shared.service()).await?);
     }
@@ -407,9 +398,9 @@ async fn transact(
         recent.lane = taken.usual_lane().or_else(|| known.lane.clone());
         taken.read_progress(connection, &known, at).await?;
     }
-    let mut outcomes: Vec<Option<Outcome>> = Vec::new();
-    outcomes.resize_with(commands.len(), || None);
-    if taken.beats.len() == commands.len() {
+    let mut outcomes: Vec<Option<Told>> = Vec::new();
+    outcomes.resize_with(batch.len(), || None);
+    if taken.beats.len() == batch.len() {
         let row = taken.row(0, at);
         let (last, mark) = (taken.appends(&row), Mark::of_row(&row));
         taken.answer(&known, at, &mut outcomes);
@@ -417,12 +408,8 @@ async fn transact(
         return Ok(Pending { transaction, mark, outcomes, beacon: None, last, noted: Vec::new() });
     }
     taken.answer(&known, at, &mut outcomes);
-    let rest: Vec<Command> = commands
-        .iter()
-        .zip(&outcomes)
-        .filter(|(_, outcome)| outcome.is_none())
-        .map(|(command, _)| command.clone())
-        .collect();
+    let left = batch.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_none());
+    let rest: Vec<Command> = left.map(|(waiting, _)| waiting.command.clone()).collect();
     let ground = ground::lock(connection, &rest, simulated).await?;
     let End { mut head, clocks } = lock_log(connection, &shared.clock).await?;
     let heard = write_taken(connection, &taken, at, &mut head).await?;
@@ -430,7 +417,7 @@ async fn transact(
     recent.keep(shared, &service);
     let (decided, mark, beacon, noted) = decide(connection, shared, &rest, (ground, service, head, clocks)).await?;
     let left = outcomes.iter_mut().filter(|outcome| outcome.is_none());
-    left.zip(decided).for_each(|(outcome, decided)| *outcome = Some(decided));
+    left.zip(decided).for_each(|(outcome, decided)| *outcome = Some(decided.into()));
     let (mark, outcomes) = (mark.or(heard), whole(outcomes));
     Ok(Pending { transaction, mark, outcomes, beacon, last: String::new(), noted })
 }
@@ -476,8 +463,8 @@ async fn decide(
 }
 
 /// The outcomes of a batch, once each command has one.
-fn whole(outcomes: Vec<Option<Outcome>>) -> Vec<Outcome> {
-    let closed = || Err(CommandError::Failed(StoreError::Closed));
+fn whole(outcomes: Vec<Option<Told>>) -> Vec<Told> {
+    let closed = || Err(CommandError::Failed(StoreError::Closed)).into();
     outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(closed)).collect()
 }
 

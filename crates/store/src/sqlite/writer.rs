@@ -86,7 +86,7 @@ impl Writer {
             match self.transact(&commands).await {
                 Ok(outcomes) => {
                     for (waiting, outcome) in batch.into_iter().zip(outcomes) {
-                        let _ = waiting.reply.send(outcome);
+                        let _ = waiting.reply.send(outcome.into());
                     }
                 }
                 Err(error) if batch.len() > 1 && !error.is_transient() => {
