@@ -19,11 +19,16 @@ SELECT r.number, r.id, r.claimed_at, r.due_at, r.attempt, r.quarantined, r.cance
     false AS sound
 FROM runs AS r LEFT JOIN beating AS b ON b.id = r.id;
 
+-- A row is put on its page as long as it may become, since an empty tail takes up the room of a full one. So a page that
+-- is filled thus far has more room than this when its tails are as full as they are on average, and is cleared of dead
+-- versions once in several heartbeats: whoever looks at a page clears it only if less room is left than this.
+ALTER TABLE beating SET (fillfactor = 75);
+
 ALTER TABLE beating
     ALTER COLUMN claim TYPE uuid USING CASE
         WHEN claim ~ '^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$' THEN claim::uuid
     END,
-    ALTER COLUMN tail TYPE bytea USING ''::bytea;
+    ALTER COLUMN tail TYPE bytea USING decode(repeat('00', 120), 'hex');
 
 CREATE OR REPLACE VIEW whole_runs AS
 SELECT r.number, r.id, r.claimed_at, r.due_at, r.attempt, r.quarantined, r.cancel_requested, r.status, r.claim, r.lane,
@@ -41,8 +46,3 @@ SELECT r.number, r.id, r.claimed_at, r.due_at, r.attempt, r.quarantined, r.cance
             AND (b.number, b.claimed_at, b.cancel_requested, b.lane)
                 IS NOT DISTINCT FROM (r.number, r.claimed_at, r.cancel_requested, r.lane)) AS sound
 FROM runs AS r LEFT JOIN beating AS b ON b.id = r.id;
-
--- A row is put on its page as long as it may become, since an empty tail takes up the room of a full one. So a page that
--- is filled thus far has more room than this when its tails are as full as they are on average, and is cleared of dead
--- versions once in several heartbeats: whoever looks at a page clears it only if less room is left than this.
-ALTER TABLE beating SET (fillfactor = 75);

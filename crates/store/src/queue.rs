@@ -39,9 +39,9 @@ pub(crate) struct NobodyLeft;
 /// they go through: so what is said of one is small.
 #[derive(Debug)]
 pub(crate) enum Told {
-    /// It was a plain heartbeat, and was taken.
+    /// It was a heartbeat that was taken, and nothing else is to be said of it.
     Heard(Heard),
-    /// It was another command, or was refused, or failed.
+    /// Whatever else became of it.
     Other(Box<Outcome>),
 }
 
@@ -66,17 +66,18 @@ pub(crate) async fn execute<'w>(
     writer: impl Fn(&Command) -> &'w mpsc::Sender<Job>,
 ) -> Vec<Outcome> {
     let mut answers = Vec::with_capacity(commands.len());
-    for command in commands {
-        let (answer, room) = send(writer(&command), command);
+    for (answer, room) in commands.into_iter().map(|command| send(writer(&command), command)) {
         if let Some(room) = room {
             let _ = room.await;
         }
         answers.push(answer);
     }
-    let mut outcomes = Vec::with_capacity(answers.len());
-    for answer in answers {
-        let closed = |_| Err(CommandError::Failed(StoreError::Closed));
-        outcomes.push(answer.await.map_or_else(closed, Outcome::from));
+    let (mut outcomes, mut answers) = (Vec::new(), answers.into_iter());
+    while let Some(answer) = answers.next() {
+        let told = answer.await;
+        // Not before: there is much to wait for, and nothing to keep meanwhile.
+        outcomes.reserve(1 + answers.len());
+        outcomes.push(told.map_or_else(|_| Err(CommandError::Failed(StoreError::Closed)), Outcome::from));
     }
     outcomes
 }

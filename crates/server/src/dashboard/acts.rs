@@ -53,7 +53,7 @@ pub(super) async fn on_run(
         _ => Command::Reap { run, by, by_hand: Some(ByHand { reason }) },
     };
     execute(&app, command).await?;
-    app.gathered.forget().await;
+    app.gathered.acted();
     Ok(Redirect::to(&format!("/runs/{id}?done={act}")).into_response())
 }
 
@@ -68,6 +68,6 @@ pub(super) async fn release(
     let (by, reason) = (visitor.caller.name(), why.reason()?);
     execute(&app, Command::ReleaseHold { lane, by, reason }).await?;
     app.reread_service().await?;
-    app.gathered.forget().await;
+    app.gathered.acted();
     Ok(Redirect::to("/").into_response())
 }

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lastbeat_domain::access::Action;
@@ -108,20 +109,34 @@ pub(super) struct Gathered {
 
 /// What was gathered for those who see everything, and how far the feed was read for reaps.
 #[derive(Default)]
-pub(crate) struct Kept(Arc<tokio::sync::Mutex<Memory>>);
+pub(crate) struct Kept {
+    memory: Arc<tokio::sync::Mutex<Memory>>,
+    /// How often somebody acted here. What was gathered before the last time is not shown again: whoever has just changed
+    /// something looks for it.
+    acts: AtomicU64,
+}
 
 #[derive(Default)]
 struct Memory {
-    last: Option<(Instant, Duration, Arc<Gathered>)>,
+    last: Option<Last>,
     through: u64,
     reaps: VecDeque<ReapNow>,
 }
 
 impl Kept {
-    /// Forgets what was gathered: whoever has just changed something looks for it.
-    pub(super) async fn forget(&self) {
-        self.0.lock().await.last = None;
+    /// Takes note that somebody acted.
+    pub(super) fn acted(&self) {
+        self.acts.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+/// What was gathered last.
+struct Last {
+    at: Instant,
+    took: Duration,
+    /// How often somebody had acted when it began.
+    acts: u64,
+    gathered: Arc<Gathered>,
 }
 
 /// Gathers what the overview shows a caller.
@@ -129,20 +144,23 @@ impl Kept {
 /// # Errors
 /// If the store fails, or too much is asked of it.
 pub(super) async fn gather(app: &App, caller: &Caller) -> Result<Arc<Gathered>, Problem> {
-    let mut memory = Arc::clone(&app.gathered.0).lock_owned().await;
+    let mut memory = Arc::clone(&app.gathered.memory).lock_owned().await;
+    let acts = app.gathered.acts.load(Ordering::Relaxed);
     let sees_all = caller.may_always(Action::SeeRun) && caller.may_always(Action::SeeLane);
-    if let Some((at, took, gathered)) = &memory.last
+    if let Some(last) = &memory.last
         && sees_all
-        && at.elapsed() < (*took * SHARE).max(FRESH_FOR)
+        && last.acts == acts
+        && last.at.elapsed() < (last.took * SHARE).max(FRESH_FOR)
     {
-        return Ok(Arc::clone(gathered));
+        return Ok(Arc::clone(&last.gathered));
     }
     let _place = place(&app.searches).await?;
     let started = Instant::now();
     read_reaps(app, &mut memory).await?;
     let gathered = Arc::new(asked(app, caller, &memory.reaps).await?);
     if sees_all {
-        memory.last = Some((Instant::now(), started.elapsed(), Arc::clone(&gathered)));
+        let (at, took) = (Instant::now(), started.elapsed());
+        memory.last = Some(Last { at, took, acts, gathered: Arc::clone(&gathered) });
     }
     Ok(gathered)
 }

@@ -172,6 +172,7 @@ pub(super) async fn set(
         let command = Command::SetPolicy { lane: lane.clone(), terms, expected_version: Some(form.version), by };
         execute(&app, command).await?;
         app.reread_service().await?;
+        app.gathered.acted();
         return Ok(Redirect::to(&format!("/lanes/{}", encoded(lane.as_str()))).into_response());
     }
     let document = answers::lane(app.store(), &lane).await?;

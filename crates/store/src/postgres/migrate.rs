@@ -63,12 +63,12 @@ async fn bring_up_to_date(connection: &mut PgConnection) -> Result<(i64, i64), S
 async fn write_out_long_tails(connection: &mut PgConnection) -> Result<(), StoreError> {
     connection.execute("LOCK TABLE beating IN ACCESS EXCLUSIVE MODE").await?;
     let select = "SELECT b.id, b.number, r.attempt, b.version, b.tail FROM beating AS b JOIN runs AS r ON r.id = b.id \
-                  WHERE octet_length(b.tail) BETWEEN 1 AND 359 AND ($1 IS NULL OR b.id > $1) ORDER BY b.id LIMIT $2";
-    let mut after: Option<Uuid> = None;
+                  WHERE octet_length(b.tail) BETWEEN 1 AND 359 AND b.id >= $1 ORDER BY b.id LIMIT $2";
+    let mut from = Uuid::nil();
     loop {
-        let rows = sqlx::query(select).bind(after).bind(TAILS_AT_ONCE).fetch_all(&mut *connection).await?;
+        let rows = sqlx::query(select).bind(from).bind(TAILS_AT_ONCE).fetch_all(&mut *connection).await?;
         let Some(last) = rows.last() else { return Ok(()) };
-        after = Some(last.try_get("id")?);
+        let last: Uuid = last.try_get("id")?;
         let mut segments = Vec::with_capacity(rows.len());
         for row in &rows {
             let (id, version): (Uuid, i64) = (row.try_get("id")?, row.try_get("version")?);
@@ -82,6 +82,8 @@ async fn write_out_long_tails(connection: &mut PgConnection) -> Result<(), Store
             segments.push(SegmentRow::pack(row.try_get("number")?, attempt, &beats));
         }
         insert_segments(connection, &segments).await?;
+        let Some(next) = last.as_u128().checked_add(1) else { return Ok(()) };
+        from = Uuid::from_u128(next);
     }
 }
 

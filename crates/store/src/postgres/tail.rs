@@ -151,4 +151,11 @@ mod tests {
         assert_eq!(pack_tail(&[beat(4), late], late), None);
         assert_eq!(pack_tail(&[beat(5)], beat(4)), None, "no tail reaches beyond its run");
     }
+
+    #[test]
+    fn an_empty_tail_is_as_long_as_a_full_one_and_holds_nothing() {
+        let last = Beat { version: 3, at: 1 };
+        let empty = pack_tail(&[], last).unwrap();
+        assert_eq!((empty.len(), unwritten_tail(&empty, last)), (TAIL_BYTES_MAX, Ok(Vec::new())));
+    }
 }
