@@ -18,8 +18,7 @@ use crate::fleet::Member;
 use crate::ground::Database;
 
 /// The table. There is no index on the heartbeat, and room on each page for new versions of its rows, so that nearly
-/// every heartbeat stays on its page and touches no index. Once it is filled its pages are cleared of dead versions when a
-/// tenth is left free, and not at each visit.
+/// every heartbeat stays on its page and touches no index.
 const TABLE: &str = "
 CREATE TABLE runs (
     id                uuid        PRIMARY KEY,
@@ -82,7 +81,6 @@ pub(crate) async fn seed(database: &Database, fleet: &[Member], indexed: bool) -
     if indexed {
         sqlx::raw_sql(INDEXES).execute(&database.pool).await?;
     }
-    database.pool.execute("ALTER TABLE runs SET (fillfactor = 90)").await?;
     database.vacuum().await
 }
 

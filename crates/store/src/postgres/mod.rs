@@ -24,7 +24,6 @@ use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -63,12 +62,9 @@ pub use migrate::{Schema, migrate, role_setup, set_up_role};
 pub(crate) use open::SCHEMA_VERSION;
 pub use open::is_url;
 
-/// How many writers a process has: while one waits for its commit, another takes heartbeats, and while one of those waits
-/// for the other a third does. It costs more messages than it gains as long as it makes the batches small.
-const WRITERS: usize = 3;
-const WRITERS_MIN: usize = 2;
-/// From how many commands on their way all the writers are at work.
-const BUSY: usize = 768;
+/// How many writers a process has: while one waits for its commit, the other takes heartbeats. More of them make batches
+/// smaller, and are in each other's way.
+const WRITERS: usize = 2;
 /// How many connections read at a time.
 const READERS_MAX: u32 = 4;
 /// How long a question waits for one of them.
@@ -109,20 +105,6 @@ pub struct PostgresStore {
     /// The reaps as they were last counted.
     reaps: Mutex<Arc<ReapTally>>,
     writers: Vec<mpsc::Sender<Job>>,
-    /// How many commands are on their way.
-    busy: AtomicUsize,
-}
-
-/// Commands on their way, until it is dropped.
-struct Busy<'a> {
-    all: &'a AtomicUsize,
-    batch: usize,
-}
-
-impl Drop for Busy<'_> {
-    fn drop(&mut self) {
-        self.all.fetch_sub(self.batch, Ordering::Relaxed);
-    }
 }
 
 /// A connection that reads.
@@ -156,15 +138,7 @@ impl PostgresStore {
             .test_before_acquire(false);
         let readers = pool.connect_lazy_with(open::options(url, Purpose::Read)?);
         let compact = open::options(url, Purpose::Compact)?;
-        Ok(PostgresStore {
-            keep,
-            compact,
-            shared,
-            readers,
-            reaps: Mutex::default(),
-            writers,
-            busy: AtomicUsize::new(0),
-        })
+        Ok(PostgresStore { keep, compact, shared, readers, reaps: Mutex::default(), writers })
     }
 
     /// Asks several things of one snapshot. It is a task of its own: a caller that goes away must not leave a connection
@@ -191,9 +165,9 @@ impl PostgresStore {
         Ok(log)
     }
 
-    /// Returns the writer of a command, of the first `writers`: commands about the same run or the same key, and claims
-    /// from the same lanes, go to the same one.
-    fn writer(&self, command: &Command, writers: usize) -> &mpsc::Sender<Job> {
+    /// Returns the writer of a command: commands about the same run or the same key, and claims from the same lanes, go to
+    /// the same one.
+    fn writer(&self, command: &Command) -> &mpsc::Sender<Job> {
         let mut hash = foldhash::quality::FixedState::default().build_hasher();
         match (command.idempotency_key(), command.run(), command.inner()) {
             (Some(key), ..) => key.hash(&mut hash),
@@ -201,7 +175,7 @@ impl PostgresStore {
             (None, None, Command::Claim { lanes, .. }) => lanes.hash(&mut hash),
             _ => return &self.writers[0],
         }
-        &self.writers[usize::try_from(hash.finish() % writers as u64).unwrap_or(0)]
+        &self.writers[usize::try_from(hash.finish() % self.writers.len() as u64).unwrap_or(0)]
     }
 }
 
@@ -237,10 +211,7 @@ async fn snapshot<T>(
 #[async_trait]
 impl Store for PostgresStore {
     async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
-        let busy = self.busy.fetch_add(batch.len(), Ordering::Relaxed);
-        let writers = if busy < BUSY { WRITERS_MIN } else { self.writers.len() };
-        let _busy = Busy { all: &self.busy, batch: batch.len() };
-        queue::execute(batch, |command| self.writer(command, writers)).await
+        queue::execute(batch, |command| self.writer(command)).await
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {

@@ -1,7 +1,7 @@
 //! The writers: tasks that hold a connection each, and group what waits into the next transaction.
 //!
 //! Runs are shared out among them, so that the commands of one call about one run are carried out in order; a command
-//! with an idempotency key goes by that. While one of them holds the log lock and waits for its commit, the others take
+//! with an idempotency key goes by that. While one of them holds the log lock and waits for its commit, the other takes
 //! heartbeats. A caller that goes away stops no task, so a transaction is never cancelled half-way. While the database is
 //! away a batch is tried again for a while, and then answered with [`StoreError::Unavailable`]; nothing that was answered
 //! as done is lost, and a commit whose outcome is unknown is looked up before anything is tried again.
