@@ -29,6 +29,7 @@ await play({
     await main("old-client never sent a heartbeat");
     await main("nobody was there");
     await main("is held since");
+    await main("was released");
     await until(page, "all eight of the rack are reaped", () => document.querySelectorAll(".reaps li").length >= 11);
     await until(page, "the hold is over", () => !document.querySelector("main").textContent.includes("is held since"));
     await isSame(page);

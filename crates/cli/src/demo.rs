@@ -241,7 +241,7 @@ impl Demo {
             heartbeat_interval: INTERVAL,
             heartbeat_window: WINDOW,
             hold_min: Some(5),
-            reap_rate: 4,
+            reap_rate: 2,
             ..Terms::default()
         };
         let set = Decision::SetPolicy { lane: lane.clone(), terms: Box::new(terms), expected_version: None, by: None };
@@ -270,7 +270,7 @@ impl Demo {
         tokio::time::sleep(self.held_for).await;
         let (by, reason) = (run::person()?, Some("the power is really gone".to_owned()));
         run::execute(self.store.as_ref(), Decision::ReleaseHold { lane, by, reason }).await?;
-        self.say("a person looks, and releases the hold; they are reaped at four a second")?;
+        self.say("a person looks, and releases the hold; they are reaped at two a second")?;
         self.until_all(&filter, "all are reaped", |judged| judged.run.status == Status::TimedOut, 8).await?;
         self.say("all eight are reaped")?;
         let broken =

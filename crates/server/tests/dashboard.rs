@@ -237,6 +237,39 @@ async fn a_hold_is_shown_above_all_else_and_released_with_a_reason_by_those_who_
 }
 
 #[tokio::test]
+async fn a_hold_that_begins_or_ends_elsewhere_is_seen_at_once() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    api.claimed("", "alpha", "worker").await;
+    assert!(!asked(&api, "/", "", &[]).await.text.contains("is held since"));
+    let census = Census { beating: 40, silent: 40, lapsed: 30 };
+    api.store.execute(vec![Command::ReviewHold { lane: name("alpha"), census }]).await.pop().unwrap().unwrap();
+    // As soon as the server has read of it, which it does when it writes there itself.
+    assert_eq!(api.call("", "PUT", "/v1/lanes/watcher", json!({})).await.status, 200);
+    assert!(asked(&api, "/", "", &[]).await.text.contains("is held since"));
+    let released = api.post("/v1/holds/alpha/release", json!({"reason": "the power is gone"})).await;
+    assert_eq!(released.status, 200, "{}", released.text);
+    assert!(!asked(&api, "/", "", &[]).await.text.contains("is held since"));
+    api.server.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_acts_on_a_run_sees_it_on_the_overview_at_once() {
+    let place = Place::at(NOW);
+    let api = Api::without_sweeper(&place).await;
+    let made = api.post("/v1/runs", json!({"lane": "alpha", "goal": "ship"})).await;
+    let run = made.json["run"].as_str().unwrap().to_owned();
+    let shown = asked(&api, &format!("/runs/{run}"), "", &[]).await;
+    let (cookies, form) = (first(&cookie(&shown)).to_owned(), format!("csrf={}&reason=because", csrf(&shown)));
+    let before = asked(&api, "/", &cookies, &[]).await;
+    assert!(row_of(&before, "ship").contains("waiting"), "{}", row_of(&before, "ship"));
+    assert_eq!(sent(&api, "POST", &format!("/runs/{run}/cancel"), &cookies, &[], Some(form)).await.status, 303);
+    let after = asked(&api, "/", &cookies, &[]).await;
+    assert!(row_of(&after, "ship").contains("cancelled"), "{}", row_of(&after, "ship"));
+    api.server.stop().await;
+}
+
+#[tokio::test]
 async fn a_stream_tells_the_time_and_when_to_look_again() {
     let place = Place::at(NOW);
     let api = Api::at(&place).await;

@@ -195,8 +195,23 @@ async fn cut_off<T>(work: impl Future<Output = T>, looks: u32) -> Option<T> {
 
 async fn a_compaction_that_is_cut_off_anywhere_leaves_all_as_it_was(place: Place) {
     let (store, mut numbers) = filled(&place, 150).await;
-    let store = store.as_ref();
-    let asked = instants(&place, &mut numbers, 200);
+    let mut cuts = 0;
+    // On a busy machine answers may be there before anybody waits for them. Then there are fewer places where it can be cut
+    // off, and it is tried on more of a store.
+    for _ in 0..10 {
+        cuts += cut_off_wherever_it_waits(&place, store.as_ref(), &mut numbers).await;
+        if cuts > 10 {
+            break;
+        }
+        live(&place, store.as_ref(), &mut numbers, 40).await;
+    }
+    assert!(cuts > 10, "cut off {cuts} times");
+    assert_eq!(store.rebuild(&|_, _| ()).await.unwrap().differed, 0);
+}
+
+/// Compacts a store, cut off a little later each time until it comes to its end. Returns how often it was cut off.
+async fn cut_off_wherever_it_waits(place: &Place, store: &dyn Store, numbers: &mut Numbers) -> u32 {
+    let asked = instants(place, numbers, 200);
     let mut before = Vec::new();
     for (run, at) in &asked {
         before.push(said(store, *run, *at).await);
@@ -215,12 +230,10 @@ async fn a_compaction_that_is_cut_off_anywhere_leaves_all_as_it_was(place: Place
         assert_eq!(facts(store).await, lines, "after {looks} looks");
         looks += 1;
     }
-    // How often a step waits depends on how fast the server is: several times it does.
-    assert!(cuts >= 5, "cut off {cuts} times");
     for ((run, at), before) in asked.iter().zip(&before) {
         assert_eq!(said(store, *run, *at).await, *before);
     }
-    assert_eq!(store.rebuild(&|_, _| ()).await.unwrap().differed, 0);
+    cuts
 }
 
 async fn whoever_reads_meanwhile_misses_nothing_and_sees_nothing_twice(place: Place) {

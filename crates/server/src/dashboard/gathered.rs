@@ -13,7 +13,7 @@ use std::time::Duration;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::listening::{Beacon, DeafSpan};
 use lastbeat_domain::{Liveness, Name, RunEvent, Status, Timestamp};
-use lastbeat_store::{FeedFact, Filter, Judged, ReapCount, Stored, ask};
+use lastbeat_store::{FeedFact, Filter, Judged, LaneHold, ReapCount, Stored, ask};
 use lastbeat_wire::{HoldDocument, answers};
 use tokio::time::Instant;
 
@@ -111,8 +111,7 @@ pub(super) struct Gathered {
 #[derive(Default)]
 pub(crate) struct Kept {
     memory: Arc<tokio::sync::Mutex<Memory>>,
-    /// How often somebody acted here. What was gathered before the last time is not shown again: whoever has just changed
-    /// something looks for it.
+    /// How often somebody acted here.
     acts: AtomicU64,
 }
 
@@ -134,9 +133,26 @@ impl Kept {
 struct Last {
     at: Instant,
     took: Duration,
-    /// How often somebody had acted when it began.
-    acts: u64,
+    before: Before,
     gathered: Arc<Gathered>,
+}
+
+/// What was known before it was gathered. When that is otherwise, it is not shown again however long it took: nobody waits
+/// to see an alarm, its end, or what came of an own act.
+#[derive(Debug, PartialEq, Eq)]
+struct Before {
+    /// How often somebody had acted.
+    acts: u64,
+    /// The lanes that were held or drained.
+    holds: Vec<(Name, LaneHold)>,
+}
+
+impl Before {
+    fn now(app: &App) -> Before {
+        let own = |(lane, hold): (&Name, &LaneHold)| (lane.clone(), hold.clone());
+        let acts = app.gathered.acts.load(Ordering::Relaxed);
+        Before { acts, holds: app.service().holds().map(own).collect() }
+    }
 }
 
 /// Gathers what the overview shows a caller.
@@ -145,11 +161,11 @@ struct Last {
 /// If the store fails, or too much is asked of it.
 pub(super) async fn gather(app: &App, caller: &Caller) -> Result<Arc<Gathered>, Problem> {
     let mut memory = Arc::clone(&app.gathered.memory).lock_owned().await;
-    let acts = app.gathered.acts.load(Ordering::Relaxed);
+    let before = Before::now(app);
     let sees_all = caller.may_always(Action::SeeRun) && caller.may_always(Action::SeeLane);
     if let Some(last) = &memory.last
         && sees_all
-        && last.acts == acts
+        && last.before == before
         && last.at.elapsed() < (last.took * SHARE).max(FRESH_FOR)
     {
         return Ok(Arc::clone(&last.gathered));
@@ -160,7 +176,7 @@ pub(super) async fn gather(app: &App, caller: &Caller) -> Result<Arc<Gathered>, 
     let gathered = Arc::new(asked(app, caller, &memory.reaps).await?);
     if sees_all {
         let (at, took) = (Instant::now(), started.elapsed());
-        memory.last = Some(Last { at, took, acts, gathered: Arc::clone(&gathered) });
+        memory.last = Some(Last { at, took, before, gathered: Arc::clone(&gathered) });
     }
     Ok(gathered)
 }
