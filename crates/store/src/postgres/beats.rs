@@ -6,7 +6,7 @@
 //! their ids, which is the order in which everybody locks them; two that lock in another order all the same are a
 //! deadlock, which the database ends, and the one that it ends is run again.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -93,9 +93,10 @@ pub(super) const PREPARE: &str = concat!(
 
 /// What is said only of some: its place, the lane, whether it is to be cancelled, the tail if it is full, and when it was
 /// claimed.
-type More = (i64, String, bool, Option<Vec<u8>>, i64);
+type MoreFields = (i64, String, bool, Option<Vec<u8>>, i64);
 
-/// A heartbeat that was taken.
+/// A heartbeat that was taken. Thousands are on their way at a time, and it matters how much memory they go through: so
+/// it holds what is said of each one, and [`More`] the rest.
 #[derive(Debug)]
 pub(super) struct Accepted {
     /// The command's index in the batch.
@@ -104,13 +105,16 @@ pub(super) struct Accepted {
     number: i64,
     attempt: u32,
     version: u64,
-    /// When it was claimed, if that matters in some lane.
-    claimed_at: Option<Timestamp>,
-    cancel_requested: bool,
+}
+
+/// What is said only of some heartbeats.
+#[derive(Clone, Copy, Debug, Default)]
+struct More {
     /// The lane's place among those of the batch.
     lane: usize,
-    /// The tail, if it is full.
-    full: Option<Vec<Beat>>,
+    cancel_requested: bool,
+    /// When the run was claimed, if that matters in some lane.
+    claimed_at: Option<Timestamp>,
 }
 
 /// The heartbeats that were taken.
@@ -118,6 +122,10 @@ pub(super) struct Accepted {
 pub(super) struct Taken {
     pub(super) beats: Vec<Accepted>,
     lanes: Vec<Name>,
+    /// What more is said of some, by their index in the batch. Of the others: they are in the first lane.
+    more: BTreeMap<usize, More>,
+    /// The tails that are full now, as segments to be written.
+    pub(super) segments: Vec<SegmentRow>,
     /// Of the runs whose lanes have a stall window, by their number, when their progress last changed.
     progress: HashMap<i64, ProgressChange>,
 }
@@ -218,33 +226,28 @@ impl Taken {
         let corrupt = |what: &str| StoreError::Corrupt(format!("a heartbeat came back with {what}"));
         let (ordinals, numbers): (Vec<i64>, Vec<i64>) = (row.try_get("ordinals")?, row.try_get("numbers")?);
         let versions: Vec<i64> = row.try_get("versions")?;
-        let mut more = row.try_get::<Vec<More>, _>("more")?.into_iter().peekable();
+        let mut more = row.try_get::<Vec<MoreFields>, _>("more")?.into_iter().peekable();
         let lanes = known.lane.iter().cloned().collect();
-        let mut taken = Taken { beats: Vec::with_capacity(ordinals.len()), lanes, progress: HashMap::new() };
+        let mut taken = Taken { beats: Vec::with_capacity(ordinals.len()), lanes, ..Taken::default() };
         for (nth, ordinal) in ordinals.into_iter().enumerate() {
             let place = usize::try_from(ordinal - 1).ok().and_then(|place| plain.get(place));
             let beat = place.ok_or_else(|| corrupt("a place of its own"))?;
-            let mut accepted = Accepted {
+            let accepted = Accepted {
                 index: beat.index,
                 run: beat.report.run,
                 number: numbers[nth],
                 attempt: beat.report.attempt,
                 version: unsigned(versions[nth])?,
-                claimed_at: None,
-                cancel_requested: false,
-                lane: 0,
-                full: None,
             };
             // What is said of some comes in the order in which all do.
             if let Some((_, lane, cancel_requested, tail, claimed_at)) = more.next_if(|more| more.0 == ordinal) {
-                accepted.lane = taken.lane(&lane)?;
-                accepted.cancel_requested = cancel_requested;
-                accepted.claimed_at = Some(Timestamp::from_micros(claimed_at));
-                let last = Beat { version: accepted.version, at: at.as_micros() };
-                accepted.full = tail
-                    .map(|tail| unpack_tail(&tail, last))
-                    .transpose()
-                    .map_err(|error| corrupt(&error.to_string()))?;
+                if let Some(tail) = tail {
+                    let last = Beat { version: accepted.version, at: at.as_micros() };
+                    let tail = unpack_tail(&tail, last).map_err(|error| corrupt(&error.to_string()))?;
+                    taken.segments.push(SegmentRow::pack(accepted.number, accepted.attempt, &tail));
+                }
+                let (lane, claimed_at) = (taken.lane(&lane)?, Some(Timestamp::from_micros(claimed_at)));
+                taken.more.insert(beat.index, More { lane, cancel_requested, claimed_at });
             }
             taken.beats.push(accepted);
         }
@@ -266,7 +269,7 @@ impl Taken {
     /// Returns the lane that most of the runs are in: which is to be expected of the next batch.
     pub(super) fn usual_lane(&self) -> Option<Name> {
         let mut runs = vec![0_usize; self.lanes.len()];
-        self.beats.iter().for_each(|beat| runs[beat.lane] += 1);
+        self.beats.iter().for_each(|beat| runs[self.lane_of(beat)] += 1);
         let (most, _) = runs.iter().enumerate().max_by_key(|(_, runs)| **runs)?;
         (!self.beats.is_empty()).then(|| self.lanes[most].clone())
     }
@@ -283,7 +286,7 @@ impl Taken {
     /// digits, and nothing that came from outside.
     pub(super) fn appends(&self, row: &BeatsRow) -> String {
         let mut statements = String::new();
-        let segments = self.segments();
+        let segments = &self.segments;
         if !segments.is_empty() {
             statements.push_str("EXECUTE lastbeat_segments(");
             for column in 0..7 {
@@ -307,10 +310,16 @@ impl Taken {
         statements
     }
 
-    /// Returns the tails that are full now, as segments to be written.
-    pub(super) fn segments(&self) -> Vec<SegmentRow> {
-        let full = self.beats.iter().filter_map(|beat| beat.full.as_ref().map(|tail| (beat, tail)));
-        full.map(|(beat, tail)| SegmentRow::pack(beat.number, beat.attempt, tail)).collect()
+    /// Returns the commands of a batch of so many that were not taken, by their index.
+    pub(super) fn left_of(&self, commands: usize) -> Vec<usize> {
+        let mut taken = vec![false; commands];
+        self.beats.iter().for_each(|beat| taken[beat.index] = true);
+        (0..commands).filter(|index| !taken[*index]).collect()
+    }
+
+    /// Returns the lane of a heartbeat, as its place among those of the batch.
+    fn lane_of(&self, beat: &Accepted) -> usize {
+        self.more.get(&beat.index).map_or(0, |more| more.lane)
     }
 
     /// Reads when the progress of runs last changed, where their lanes have a stall window: such a run may lapse although
@@ -323,7 +332,8 @@ impl Taken {
     ) -> Result<(), StoreError> {
         let stalls = |lane: &Name| known.service.policy(lane, at).terms.stall_window.is_some();
         let lanes: Vec<bool> = self.lanes.iter().map(stalls).collect();
-        let numbers: Vec<i64> = self.beats.iter().filter(|beat| lanes[beat.lane]).map(|beat| beat.number).collect();
+        let stalling = self.beats.iter().filter(|beat| lanes[self.lane_of(beat)]);
+        let numbers: Vec<i64> = stalling.map(|beat| beat.number).collect();
         if numbers.is_empty() {
             return Ok(());
         }
@@ -335,25 +345,46 @@ impl Taken {
         }
         Ok(())
     }
+}
 
-    /// Answers the heartbeats that were taken, each in its place. `at` is their stamp.
-    pub(super) fn answer(&self, known: &Known, at: Timestamp, outcomes: &mut [Option<Told>]) {
+/// What is to be answered to the heartbeats that were taken, once they are committed.
+pub(super) struct Answers {
+    taken: Taken,
+    lanes: Vec<Alike>,
+    listening: Listening,
+    at: Timestamp,
+}
+
+impl Answers {
+    /// `at` is the stamp of the heartbeats.
+    pub(super) fn new(taken: Taken, known: &Known, at: Timestamp) -> Answers {
         let alike = |lane: &Name| Alike::new(lane.clone(), &known.service, at);
-        let mut lanes: Vec<Alike> = self.lanes.iter().map(alike).collect();
-        let listening = known.service.listening(at);
-        for beat in &self.beats {
-            let lane = &mut lanes[beat.lane];
+        let lanes = taken.lanes.iter().map(alike).collect();
+        Answers { lanes, listening: known.service.listening(at), taken, at }
+    }
+
+    /// Returns how many there are.
+    pub(super) fn len(&self) -> usize {
+        self.taken.beats.len()
+    }
+
+    /// Returns them, each with the index of its command in the batch.
+    pub(super) fn told(self) -> impl Iterator<Item = (usize, Told)> {
+        let Answers { taken: Taken { beats, more, progress, .. }, mut lanes, listening, at } = self;
+        beats.into_iter().map(move |beat| {
+            let More { lane, cancel_requested, claimed_at } = more.get(&beat.index).copied().unwrap_or_default();
+            let lane = &mut lanes[lane];
             let heard = Heard {
                 run: beat.run,
                 attempt: beat.attempt,
                 version: beat.version,
                 at,
-                cancel_requested: beat.cancel_requested,
+                cancel_requested,
                 interval: lane.policy.terms.heartbeat_interval,
-                lapses_at: lane.lapses_at(beat.claimed_at, self.progress.get(&beat.number).copied(), &listening),
+                lapses_at: lane.lapses_at(claimed_at, progress.get(&beat.number).copied(), &listening),
             };
-            outcomes[beat.index] = Some(Told::Heard(heard));
-        }
+            (beat.index, Told::Heard(heard))
+        })
     }
 }
 

@@ -18,13 +18,13 @@ use sqlx::postgres::{PgConnectOptions, PgConnection};
 use sqlx::{AssertSqlSafe, Connection, Executor, Row};
 use tokio::sync::mpsc;
 
-use super::beats::{self, Begun, Known, Taken};
+use super::beats::{self, Answers, Begun, Known, Taken};
 use super::clock::PgClock;
 use super::outcome::{self, Mark};
 use super::read::refresh_service_log;
 use super::{ground, open, write};
 use crate::batch::{Batch, Clocks, Ground, Head};
-use crate::error::{CommandError, StoreError};
+use crate::error::StoreError;
 use crate::import::{CheckedImport, ImportReport};
 use crate::observe::{Noted, Observed};
 use crate::queue::{BATCH_COMMANDS_MAX, Errand, Job, Queue, Told, Waiting, answer_all};
@@ -76,13 +76,41 @@ impl Shared {
 struct Pending {
     transaction: String,
     mark: Mark,
-    outcomes: Vec<Told>,
+    outcomes: Outcomes,
     /// The clocks, if this process beaconed in it.
     beacon: Option<ClockSample>,
     /// What is left to be written, sent with its commit.
     last: String,
     /// What an observer is told of.
     noted: Vec<Noted>,
+}
+
+/// What will be answered to the commands of a batch.
+struct Outcomes {
+    /// To the heartbeats that the fast path took.
+    heard: Answers,
+    /// To the others, each with its index in the batch.
+    decided: Vec<(usize, Outcome)>,
+}
+
+impl Outcomes {
+    fn len(&self) -> usize {
+        self.heard.len() + self.decided.len()
+    }
+
+    /// Returns them, each with the index of its command.
+    fn told(self) -> impl Iterator<Item = (usize, Told)> {
+        let decided = self.decided.into_iter().map(|(index, outcome)| (index, outcome.into()));
+        self.heard.told().chain(decided)
+    }
+}
+
+/// Answers everybody. Whoever has gone away does not hear it.
+fn tell(batch: Vec<Waiting>, outcomes: Outcomes) {
+    let mut replies: Vec<_> = batch.into_iter().map(|waiting| Some(waiting.reply)).collect();
+    for (index, told) in outcomes.told() {
+        let _ = replies[index].take().map(|reply| reply.send(told));
+    }
 }
 
 /// A writer's connection.
@@ -193,11 +221,7 @@ impl Writer {
         let mut batches = VecDeque::from([batch]);
         while let Some(mut batch) = batches.pop_front() {
             match self.persist(&batch, jobs).await {
-                Ok(outcomes) => {
-                    for (waiting, outcome) in batch.into_iter().zip(outcomes) {
-                        let _ = waiting.reply.send(outcome);
-                    }
-                }
+                Ok(outcomes) => tell(batch, outcomes),
                 Err(error) if batch.len() > 1 && !error.is_transient() => {
                     let second = batch.split_off(batch.len() / 2);
                     batches.push_front(second);
@@ -209,14 +233,14 @@ impl Writer {
     }
 
     /// Carries out a batch in one transaction, which is tried again while that may help.
-    async fn persist(&mut self, batch: &[Waiting], jobs: &mpsc::Receiver<Job>) -> Result<Vec<Told>, StoreError> {
+    async fn persist(&mut self, batch: &[Waiting], jobs: &mpsc::Receiver<Job>) -> Result<Outcomes, StoreError> {
         let (started, mut delays) = (Instant::now(), patience(self.away));
         loop {
             let mut pending = None;
             let error = match self.attempt(batch, jobs, &mut pending).await {
                 Ok(()) => {
                     self.away = false;
-                    return Ok(pending.map(|pending| self.committed(pending, started)).unwrap_or_default());
+                    return pending.map(|pending| self.committed(pending, started)).ok_or(StoreError::Closed);
                 }
                 Err(error) => error,
             };
@@ -241,7 +265,7 @@ impl Writer {
 
     /// Returns the answers of a transaction that is committed. Only now a beacon of it counts: the clocks are compared
     /// with one that the log knows, or a step would be forgotten that was never recorded.
-    fn committed(&self, pending: Pending, started: Instant) -> Vec<Told> {
+    fn committed(&self, pending: Pending, started: Instant) -> Outcomes {
         if pending.beacon.is_some() {
             *self.shared.last_beacon.lock().unwrap_or_else(PoisonError::into_inner) = pending.beacon;
         }
@@ -398,28 +422,23 @@ async fn transact(
         recent.lane = taken.usual_lane().or_else(|| known.lane.clone());
         taken.read_progress(connection, &known, at).await?;
     }
-    let mut outcomes: Vec<Option<Told>> = Vec::new();
-    outcomes.resize_with(batch.len(), || None);
     if taken.beats.len() == batch.len() {
         let row = taken.row(0, at);
         let (last, mark) = (taken.appends(&row), Mark::of_row(&row));
-        taken.answer(&known, at, &mut outcomes);
-        let outcomes = whole(outcomes);
+        let outcomes = Outcomes { heard: Answers::new(taken, &known, at), decided: Vec::new() };
         return Ok(Pending { transaction, mark, outcomes, beacon: None, last, noted: Vec::new() });
     }
-    taken.answer(&known, at, &mut outcomes);
-    let left = batch.iter().zip(&outcomes).filter(|(_, outcome)| outcome.is_none());
-    let rest: Vec<Command> = left.map(|(waiting, _)| waiting.command.clone()).collect();
+    let left = taken.left_of(batch.len());
+    let rest: Vec<Command> = left.iter().map(|index| batch[*index].command.clone()).collect();
     let ground = ground::lock(connection, &rest, simulated).await?;
     let End { mut head, clocks } = lock_log(connection, &shared.clock).await?;
     let heard = write_taken(connection, &taken, at, &mut head).await?;
     let service = refresh_service_log(connection, &shared.service()).await?;
     recent.keep(shared, &service);
     let (decided, mark, beacon, noted) = decide(connection, shared, &rest, (ground, service, head, clocks)).await?;
-    let left = outcomes.iter_mut().filter(|outcome| outcome.is_none());
-    left.zip(decided).for_each(|(outcome, decided)| *outcome = Some(decided.into()));
-    let (mark, outcomes) = (mark.or(heard), whole(outcomes));
-    Ok(Pending { transaction, mark, outcomes, beacon, last: String::new(), noted })
+    let decided = left.into_iter().zip(decided).collect();
+    let outcomes = Outcomes { heard: Answers::new(taken, &known, at), decided };
+    Ok(Pending { transaction, mark: mark.or(heard), outcomes, beacon, last: String::new(), noted })
 }
 
 /// Writes the heartbeats that the fast path took as a row of their own, under the log lock. Returns how to tell that they
@@ -433,9 +452,8 @@ async fn write_taken(
     if taken.beats.is_empty() {
         return Ok(Mark::Nothing);
     }
-    let segments = taken.segments();
-    if !segments.is_empty() {
-        write::insert_segments(connection, &segments).await?;
+    if !taken.segments.is_empty() {
+        write::insert_segments(connection, &taken.segments).await?;
     }
     head.beat_position += 1;
     head.latest_at = head.latest_at.max(at);
@@ -460,12 +478,6 @@ async fn decide(
     let decided = batch.finish();
     write::apply(connection, &decided.writes, decided.head.latest_at).await?;
     Ok((outcomes, Mark::of(&decided.writes), decided.beacon, decided.noted))
-}
-
-/// The outcomes of a batch, once each command has one.
-fn whole(outcomes: Vec<Option<Told>>) -> Vec<Told> {
-    let closed = || Err(CommandError::Failed(StoreError::Closed)).into();
-    outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(closed)).collect()
 }
 
 /// The pauses between two tries.
