@@ -71,6 +71,7 @@ on_each_backend! {
     a_claim_that_is_no_uuid_holds_its_run_as_any_other_does,
     heartbeats_among_other_facts_and_after_long_silence_are_kept_to_the_microsecond,
     an_executor_is_told_when_its_run_lapses_in_whichever_lane_it_is,
+    each_command_of_a_batch_gets_its_own_answer_in_whatever_order_they_come,
     heartbeats_of_many_runs_share_a_commit_and_each_is_kept,
     the_facts_of_a_commit_stand_in_the_order_of_their_stamps,
     a_retry_comes_with_its_reap_and_a_late_completion_voids_it,
@@ -639,6 +640,61 @@ async fn an_executor_is_told_when_its_run_lapses_in_whichever_lane_it_is(place: 
             lapses.push(told.lapses_at);
         }
         assert_ne!(lapses[1], lapses[4], "in the short lane it matters when a run was claimed");
+    }
+}
+
+async fn each_command_of_a_batch_gets_its_own_answer_in_whatever_order_they_come(place: Place) {
+    let store = place.store("a").await;
+    let store = store.as_ref();
+    let lanes = [("short", 60), ("middle", 180), ("long", 600)];
+    for (lane, seconds) in lanes {
+        let heartbeat_window = Span::from_seconds(seconds);
+        let terms = Terms { heartbeat_window, heartbeat_interval: Span::from_seconds(seconds / 4), ..Terms::default() };
+        let set = Command::SetPolicy { lane: name(lane), terms: Box::new(terms), expected_version: None, by: None };
+        one(store, set).await.unwrap();
+    }
+    let (runs, cancelled) = (60_u64, [7, 32]);
+    let run = |number: u64| run_id(u128::from(number) + 1);
+    for number in 0..runs {
+        let spec = Box::new(RunSpec::of_lane(name(lanes[number as usize % 3].0)));
+        one(store, Command::Create { run: run(number), spec, claim: Some(claimant("mac-7", "c")) }).await.unwrap();
+        for _ in 0..=number % 4 {
+            one(store, beat(run(number), "c")).await.unwrap();
+        }
+    }
+    for number in cancelled {
+        one(store, Command::RequestCancel { run: run(number), by: name("me"), reason: None }).await.unwrap();
+    }
+    // Twice, since the second time it is known where most of them are.
+    for round in 1..=2 {
+        place.clock.advance(Span::from_seconds(2));
+        let order: Vec<u64> = (0..runs).map(|nth| nth * 37 % runs).collect();
+        let (mut commands, mut versions) = (Vec::new(), Vec::new());
+        for &number in &order {
+            versions.push(ask::run(store, run(number)).await.unwrap().unwrap().run.version);
+            commands.push(match number % 10 {
+                3 => beat(run(number), "other"),
+                6 => Command::Heartbeat { report: report(run(number), 1, "c"), progress: Some(number.into()) },
+                9 => create(run(1_000 * round + number), None),
+                _ => beat(run(number), "c"),
+            });
+        }
+        let outcomes = store.execute(commands).await;
+        assert_eq!(outcomes.len(), order.len());
+        for ((number, version), outcome) in order.into_iter().zip(versions).zip(outcomes) {
+            match number % 10 {
+                3 => assert_eq!(refused(outcome), RefusalCode::StaleAttempt),
+                9 => assert_eq!(outcome.unwrap().judged.unwrap().run.id, run(1_000 * round + number)),
+                _ => {
+                    let heard = outcome.unwrap().heard.unwrap();
+                    let now = ask::run(store, run(number)).await.unwrap().unwrap();
+                    assert_eq!((heard.run, heard.version), (run(number), version + 1));
+                    assert_eq!(heard.cancel_requested, cancelled.contains(&number));
+                    assert_eq!(heard.interval, Span::from_seconds(lanes[number as usize % 3].1 / 4));
+                    assert_eq!(heard.lapses_at, now.verdict.lapses_at());
+                }
+            }
+        }
     }
 }
 

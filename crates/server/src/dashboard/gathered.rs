@@ -13,7 +13,7 @@ use std::time::Duration;
 use lastbeat_domain::access::Action;
 use lastbeat_domain::listening::{Beacon, DeafSpan};
 use lastbeat_domain::{Liveness, Name, RunEvent, Status, Timestamp};
-use lastbeat_store::{FeedFact, Filter, Judged, LaneHold, ReapCount, Stored, ask};
+use lastbeat_store::{FeedFact, Filter, Judged, ReapCount, ServiceLog, Stored, ask};
 use lastbeat_wire::{HoldDocument, answers};
 use tokio::time::Instant;
 
@@ -111,7 +111,7 @@ pub(super) struct Gathered {
 #[derive(Default)]
 pub(crate) struct Kept {
     memory: Arc<tokio::sync::Mutex<Memory>>,
-    /// How often somebody acted here.
+    /// How often somebody acted on a page of this process.
     acts: AtomicU64,
 }
 
@@ -129,29 +129,28 @@ impl Kept {
     }
 }
 
-/// What was gathered last.
+/// What was gathered last, and what was known before that began.
 struct Last {
     at: Instant,
     took: Duration,
-    before: Before,
+    acts: u64,
+    service: Arc<ServiceLog>,
     gathered: Arc<Gathered>,
 }
 
-/// What was known before it was gathered. When that is otherwise, it is not shown again however long it took: nobody waits
-/// to see an alarm, its end, or what came of an own act.
-#[derive(Debug, PartialEq, Eq)]
-struct Before {
-    /// How often somebody had acted.
-    acts: u64,
-    /// The lanes that were held or drained.
-    holds: Vec<(Name, LaneHold)>,
-}
-
-impl Before {
-    fn now(app: &App) -> Before {
-        let own = |(lane, hold): (&Name, &LaneHold)| (lane.clone(), hold.clone());
-        let acts = app.gathered.acts.load(Ordering::Relaxed);
-        Before { acts, holds: app.service().holds().map(own).collect() }
+impl Last {
+    /// Says whether it may be shown again. Whoever acted looks for what came of it, so that is never kept from anybody; and
+    /// nobody waits long to see an alarm or its end, but if many lanes are held and let go, no more than half of the time is
+    /// spent on it.
+    fn is_fresh(&self, acts: u64, service: &ServiceLog) -> bool {
+        let pause = if self.acts != acts {
+            Duration::ZERO
+        } else if !self.service.holds().eq(service.holds()) {
+            self.took
+        } else {
+            (self.took * SHARE).max(FRESH_FOR)
+        };
+        self.at.elapsed() < pause
     }
 }
 
@@ -161,12 +160,19 @@ impl Before {
 /// If the store fails, or too much is asked of it.
 pub(super) async fn gather(app: &App, caller: &Caller) -> Result<Arc<Gathered>, Problem> {
     let mut memory = Arc::clone(&app.gathered.memory).lock_owned().await;
-    let before = Before::now(app);
-    let sees_all = caller.may_always(Action::SeeRun) && caller.may_always(Action::SeeLane);
+    if !(caller.may_always(Action::SeeRun) && caller.may_always(Action::SeeLane)) {
+        read_reaps(app, &mut memory).await?;
+        let reaps = memory.reaps.clone();
+        // Those who see everything need not wait until it is gathered for one who does not.
+        drop(memory);
+        let _place = place(&app.searches).await?;
+        return Ok(Arc::new(asked(app, caller, &reaps).await?));
+    }
+    let acts = app.gathered.acts.load(Ordering::Relaxed);
+    // If the store does not answer, it says so below, where it matters.
+    let service = app.fresh_service().await.unwrap_or_else(|_| app.service());
     if let Some(last) = &memory.last
-        && sees_all
-        && last.before == before
-        && last.at.elapsed() < (last.took * SHARE).max(FRESH_FOR)
+        && last.is_fresh(acts, &service)
     {
         return Ok(Arc::clone(&last.gathered));
     }
@@ -174,10 +180,8 @@ pub(super) async fn gather(app: &App, caller: &Caller) -> Result<Arc<Gathered>, 
     let started = Instant::now();
     read_reaps(app, &mut memory).await?;
     let gathered = Arc::new(asked(app, caller, &memory.reaps).await?);
-    if sees_all {
-        let (at, took) = (Instant::now(), started.elapsed());
-        memory.last = Some(Last { at, took, before, gathered: Arc::clone(&gathered) });
-    }
+    let (at, took) = (Instant::now(), started.elapsed());
+    memory.last = Some(Last { at, took, acts, service, gathered: Arc::clone(&gathered) });
     Ok(gathered)
 }
 

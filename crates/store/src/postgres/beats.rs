@@ -6,7 +6,7 @@
 //! their ids, which is the order in which everybody locks them; two that lock in another order all the same are a
 //! deadlock, which the database ends, and the one that it ends is run again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
@@ -122,8 +122,9 @@ struct More {
 pub(super) struct Taken {
     pub(super) beats: Vec<Accepted>,
     lanes: Vec<Name>,
-    /// What more is said of some, by their index in the batch. Of the others: they are in the first lane.
-    more: BTreeMap<usize, More>,
+    /// What more is said of some, in the order of the heartbeats, each with its place among them. The others are in the
+    /// first lane, and nobody wants them cancelled.
+    more: Vec<(usize, More)>,
     /// The tails that are full now, as segments to be written.
     pub(super) segments: Vec<SegmentRow>,
     /// Of the runs whose lanes have a stall window, by their number, when their progress last changed.
@@ -247,7 +248,7 @@ impl Taken {
                     taken.segments.push(SegmentRow::pack(accepted.number, accepted.attempt, &tail));
                 }
                 let (lane, claimed_at) = (taken.lane(&lane)?, Some(Timestamp::from_micros(claimed_at)));
-                taken.more.insert(beat.index, More { lane, cancel_requested, claimed_at });
+                taken.more.push((nth, More { lane, cancel_requested, claimed_at }));
             }
             taken.beats.push(accepted);
         }
@@ -269,7 +270,7 @@ impl Taken {
     /// Returns the lane that most of the runs are in: which is to be expected of the next batch.
     pub(super) fn usual_lane(&self) -> Option<Name> {
         let mut runs = vec![0_usize; self.lanes.len()];
-        self.beats.iter().for_each(|beat| runs[self.lane_of(beat)] += 1);
+        self.each().for_each(|(_, more)| runs[more.lane] += 1);
         let (most, _) = runs.iter().enumerate().max_by_key(|(_, runs)| **runs)?;
         (!self.beats.is_empty()).then(|| self.lanes[most].clone())
     }
@@ -283,10 +284,10 @@ impl Taken {
 
     /// Returns the statements that append the heartbeats, whose row is `row`, where nothing else is to be written: sent
     /// together with the commit, so that the log is not locked while they travel. They hold numbers and hexadecimal
-    /// digits, and nothing that came from outside.
-    pub(super) fn appends(&self, row: &BeatsRow) -> String {
+    /// digits, and nothing that came from outside. The segments are in them then, and nowhere else.
+    pub(super) fn appends(&mut self, row: &BeatsRow) -> String {
         let mut statements = String::new();
-        let segments = &self.segments;
+        let segments = std::mem::take(&mut self.segments);
         if !segments.is_empty() {
             statements.push_str("EXECUTE lastbeat_segments(");
             for column in 0..7 {
@@ -317,9 +318,13 @@ impl Taken {
         (0..commands).filter(|index| !taken[*index]).collect()
     }
 
-    /// Returns the lane of a heartbeat, as its place among those of the batch.
-    fn lane_of(&self, beat: &Accepted) -> usize {
-        self.more.get(&beat.index).map_or(0, |more| more.lane)
+    /// Returns each heartbeat with what more is said of it.
+    fn each(&self) -> impl Iterator<Item = (&Accepted, More)> {
+        let mut more = self.more.iter().peekable();
+        self.beats.iter().enumerate().map(move |(nth, beat)| {
+            let more = more.next_if(|(place, _)| *place == nth);
+            (beat, more.map_or_else(More::default, |(_, more)| *more))
+        })
     }
 
     /// Reads when the progress of runs last changed, where their lanes have a stall window: such a run may lapse although
@@ -332,8 +337,8 @@ impl Taken {
     ) -> Result<(), StoreError> {
         let stalls = |lane: &Name| known.service.policy(lane, at).terms.stall_window.is_some();
         let lanes: Vec<bool> = self.lanes.iter().map(stalls).collect();
-        let stalling = self.beats.iter().filter(|beat| lanes[self.lane_of(beat)]);
-        let numbers: Vec<i64> = stalling.map(|beat| beat.number).collect();
+        let stalling = self.each().filter(|(_, more)| lanes[more.lane]);
+        let numbers: Vec<i64> = stalling.map(|(beat, _)| beat.number).collect();
         if numbers.is_empty() {
             return Ok(());
         }
@@ -349,7 +354,7 @@ impl Taken {
 
 /// What is to be answered to the heartbeats that were taken, once they are committed.
 pub(super) struct Answers {
-    taken: Taken,
+    pub(super) taken: Taken,
     lanes: Vec<Alike>,
     listening: Listening,
     at: Timestamp,
@@ -368,23 +373,22 @@ impl Answers {
         self.taken.beats.len()
     }
 
-    /// Returns them, each with the index of its command in the batch.
-    pub(super) fn told(self) -> impl Iterator<Item = (usize, Told)> {
-        let Answers { taken: Taken { beats, more, progress, .. }, mut lanes, listening, at } = self;
-        beats.into_iter().map(move |beat| {
-            let More { lane, cancel_requested, claimed_at } = more.get(&beat.index).copied().unwrap_or_default();
-            let lane = &mut lanes[lane];
+    /// Says each of them, with the index of its command in the batch.
+    pub(super) fn tell(mut self, mut say: impl FnMut(usize, Told)) {
+        for (beat, More { lane, cancel_requested, claimed_at }) in self.taken.each() {
+            let lane = &mut self.lanes[lane];
+            let progress = self.taken.progress.get(&beat.number).copied();
             let heard = Heard {
                 run: beat.run,
                 attempt: beat.attempt,
                 version: beat.version,
-                at,
+                at: self.at,
                 cancel_requested,
                 interval: lane.policy.terms.heartbeat_interval,
-                lapses_at: lane.lapses_at(claimed_at, progress.get(&beat.number).copied(), &listening),
+                lapses_at: lane.lapses_at(claimed_at, progress, &self.listening),
             };
-            (beat.index, Told::Heard(heard))
-        })
+            say(beat.index, Told::Heard(heard));
+        }
     }
 }
 

@@ -27,7 +27,7 @@ use crate::batch::{Batch, Clocks, Ground, Head};
 use crate::error::StoreError;
 use crate::import::{CheckedImport, ImportReport};
 use crate::observe::{Noted, Observed};
-use crate::queue::{BATCH_COMMANDS_MAX, Errand, Job, Queue, Told, Waiting, answer_all};
+use crate::queue::{BATCH_COMMANDS_MAX, Errand, Job, Queue, Waiting, answer_all};
 use crate::service::ServiceLog;
 use crate::{ImportError, Outcome};
 
@@ -85,6 +85,18 @@ struct Pending {
     noted: Vec<Noted>,
 }
 
+/// Why a transaction failed; and what would be answered, if it is not known whether it was committed all the same.
+struct Failed {
+    error: StoreError,
+    doubtful: Option<Box<Pending>>,
+}
+
+impl From<StoreError> for Failed {
+    fn from(error: StoreError) -> Failed {
+        Failed { error, doubtful: None }
+    }
+}
+
 /// What will be answered to the commands of a batch.
 struct Outcomes {
     /// To the heartbeats that the fast path took.
@@ -97,20 +109,21 @@ impl Outcomes {
     fn len(&self) -> usize {
         self.heard.len() + self.decided.len()
     }
-
-    /// Returns them, each with the index of its command.
-    fn told(self) -> impl Iterator<Item = (usize, Told)> {
-        let decided = self.decided.into_iter().map(|(index, outcome)| (index, outcome.into()));
-        self.heard.told().chain(decided)
-    }
 }
 
 /// Answers everybody. Whoever has gone away does not hear it.
 fn tell(batch: Vec<Waiting>, outcomes: Outcomes) {
     let mut replies: Vec<_> = batch.into_iter().map(|waiting| Some(waiting.reply)).collect();
-    for (index, told) in outcomes.told() {
-        let _ = replies[index].take().map(|reply| reply.send(told));
-    }
+    let mut say = |index: usize, told| {
+        let reply = replies[index].take();
+        debug_assert!(reply.is_some(), "command {index} was answered twice");
+        if let Some(reply) = reply {
+            let _ = reply.send(told);
+        }
+    };
+    outcomes.heard.tell(&mut say);
+    outcomes.decided.into_iter().for_each(|(index, outcome)| say(index, outcome.into()));
+    debug_assert!(replies.iter().all(Option::is_none), "a command was not answered");
 }
 
 /// A writer's connection.
@@ -236,19 +249,18 @@ impl Writer {
     async fn persist(&mut self, batch: &[Waiting], jobs: &mpsc::Receiver<Job>) -> Result<Outcomes, StoreError> {
         let (started, mut delays) = (Instant::now(), patience(self.away));
         loop {
-            let mut pending = None;
-            let error = match self.attempt(batch, jobs, &mut pending).await {
-                Ok(()) => {
+            let Failed { error, doubtful } = match self.attempt(batch, jobs).await {
+                Ok(pending) => {
                     self.away = false;
-                    return pending.map(|pending| self.committed(pending, started)).ok_or(StoreError::Closed);
+                    return Ok(self.committed(pending, started));
                 }
-                Err(error) => error,
+                Err(failed) => failed,
             };
-            if let Some(pending) = pending
+            if let Some(pending) = doubtful
                 && self.was_committed(&pending.transaction, &pending.mark).await?
             {
                 tracing::info!(%error, "the connection was lost during a commit that went through");
-                return Ok(self.committed(pending, started));
+                return Ok(self.committed(*pending, started));
             }
             if !error.is_transient() {
                 return Err(error);
@@ -273,35 +285,28 @@ impl Writer {
         pending.outcomes
     }
 
-    /// Makes one transaction of a batch. When it fails with `pending` set, it is not known whether it was committed.
-    async fn attempt(
-        &mut self,
-        batch: &[Waiting],
-        jobs: &mpsc::Receiver<Job>,
-        pending: &mut Option<Pending>,
-    ) -> Result<(), StoreError> {
+    /// Makes one transaction of a batch.
+    async fn attempt(&mut self, batch: &[Waiting], jobs: &mpsc::Receiver<Job>) -> Result<Pending, Failed> {
         let mut link = self.connected().await?;
-        let (shared, waiting, recent) = (Arc::clone(&self.shared), &self.waiting, &mut self.recent);
-        let transaction = async {
-            let done = transact(&mut link, &shared, batch, recent).await?;
-            let done = pending.insert(done);
-            link.commit(&done.last, !waiting.is_empty() || !jobs.is_empty()).await
+        let deadline = tokio::time::Instant::now() + TRANSACTION_MAX;
+        let carried_out = in_time(deadline, transact(&mut link, &self.shared, batch, &mut self.recent)).await;
+        let pending = match carried_out {
+            Ok(pending) => pending,
+            Err(error) => {
+                // What is left open is rolled back; a connection on which even that fails is dropped.
+                if link.connection.execute("ROLLBACK").await.is_ok() {
+                    self.link = Some(Link { open: false, ..link });
+                }
+                return Err(error.into());
+            }
         };
-        let result = match tokio::time::timeout(TRANSACTION_MAX, transaction).await {
-            Ok(result) => result,
-            Err(_) => Err(StoreError::Unavailable(format!("no end after {} s", TRANSACTION_MAX.as_secs()))),
-        };
-        match result {
+        let waiting = !self.waiting.is_empty() || !jobs.is_empty();
+        match in_time(deadline, link.commit(&pending.last, waiting)).await {
             Ok(()) => {
                 self.link = Some(link);
-                Ok(())
+                Ok(pending)
             }
-            // What is left open is rolled back; a connection on which even that fails is dropped.
-            Err(error) if pending.is_none() && link.connection.execute("ROLLBACK").await.is_ok() => {
-                self.link = Some(Link { open: false, ..link });
-                Err(error)
-            }
-            Err(error) => Err(error),
+            Err(error) => Err(Failed { error, doubtful: Some(Box::new(pending)) }),
         }
     }
 
@@ -326,14 +331,13 @@ impl Writer {
                 // The server has not noticed yet that its client is gone, or is not back.
                 Ok(None) => {}
                 Err(error) if error.is_transient() => {}
-                Err(error) => return Err(error),
+                // Nothing is tried again then, and nobody is told that it failed.
+                Err(error) => return Err(unknown(&error.to_string())),
             }
             tokio::time::sleep(delays.next().unwrap_or(STEP_MAX)).await;
         }
         self.away = true;
-        let why =
-            "it went away during a commit, and it is not known whether that went through; look before you repeat it";
-        Err(StoreError::Unavailable(why.to_owned()))
+        Err(unknown("it is still away"))
     }
 
     /// Returns whether a transaction was committed; `None` while it is not over.
@@ -363,6 +367,22 @@ impl Writer {
             }
         }
     }
+}
+
+/// Says that nobody knows what became of a commit.
+fn unknown(why: &str) -> StoreError {
+    StoreError::Unavailable(format!(
+        "it went away during a commit, and it is not known whether that went through ({why}); look before you repeat it"
+    ))
+}
+
+/// Does a part of a transaction, unless that takes too long.
+async fn in_time<T>(
+    deadline: tokio::time::Instant,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let too_long = || StoreError::Unavailable(format!("no end after {} s", TRANSACTION_MAX.as_secs()));
+    tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| Err(too_long()))
 }
 
 /// Lets those who were answered just now say what more they have to say, so that it shares the next commit, which would
@@ -422,23 +442,24 @@ async fn transact(
         recent.lane = taken.usual_lane().or_else(|| known.lane.clone());
         taken.read_progress(connection, &known, at).await?;
     }
-    if taken.beats.len() == batch.len() {
-        let row = taken.row(0, at);
-        let (last, mark) = (taken.appends(&row), Mark::of_row(&row));
-        let outcomes = Outcomes { heard: Answers::new(taken, &known, at), decided: Vec::new() };
+    let mut heard = Answers::new(taken, &known, at);
+    if heard.len() == batch.len() {
+        let row = heard.taken.row(0, at);
+        let (last, mark) = (heard.taken.appends(&row), Mark::of_row(&row));
+        let outcomes = Outcomes { heard, decided: Vec::new() };
         return Ok(Pending { transaction, mark, outcomes, beacon: None, last, noted: Vec::new() });
     }
-    let left = taken.left_of(batch.len());
+    let left = heard.taken.left_of(batch.len());
     let rest: Vec<Command> = left.iter().map(|index| batch[*index].command.clone()).collect();
     let ground = ground::lock(connection, &rest, simulated).await?;
     let End { mut head, clocks } = lock_log(connection, &shared.clock).await?;
-    let heard = write_taken(connection, &taken, at, &mut head).await?;
+    let taken = write_taken(connection, &heard.taken, at, &mut head).await?;
     let service = refresh_service_log(connection, &shared.service()).await?;
     recent.keep(shared, &service);
     let (decided, mark, beacon, noted) = decide(connection, shared, &rest, (ground, service, head, clocks)).await?;
     let decided = left.into_iter().zip(decided).collect();
-    let outcomes = Outcomes { heard: Answers::new(taken, &known, at), decided };
-    Ok(Pending { transaction, mark: mark.or(heard), outcomes, beacon, last: String::new(), noted })
+    let outcomes = Outcomes { heard, decided };
+    Ok(Pending { transaction, mark: mark.or(taken), outcomes, beacon, last: String::new(), noted })
 }
 
 /// Writes the heartbeats that the fast path took as a row of their own, under the log lock. Returns how to tell that they
