@@ -13,7 +13,7 @@ use serde_json::json;
 use support::{Api, Said, said};
 
 const NOW: &str = "2026-05-04T00:00:00Z";
-/// For less than this nothing else is gathered anew.
+/// An overview is shown again for longer than this, if nothing happens that ends it.
 const SHOWN_AGAIN_FOR: Duration = Duration::from_millis(500);
 const PAGES: [&str; 5] = ["/", "/goals", "/runs", "/lanes", "/executors"];
 

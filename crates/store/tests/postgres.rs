@@ -413,6 +413,66 @@ async fn a_commit_whose_answer_is_lost_is_found_though_its_row_was_compacted_mea
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_whose_outcome_cannot_be_found_out_is_neither_repeated_nor_called_a_failure() {
+    let database = fresh_database().await;
+    migrate(&database.url).await.unwrap();
+    let proxy = Proxy::start(port_of(&database.url)).await;
+    let store = Arc::new(PostgresStore::open(&proxy.url(&database.url), None).await.unwrap());
+    one(store.as_ref(), create(run_id(1))).await.unwrap();
+    one(store.as_ref(), beat(run_id(1))).await.unwrap();
+    proxy.state.closed.store(true, Ordering::SeqCst);
+    proxy.arm(Cut::Answer);
+    let told = Arc::clone(&store);
+    let told = tokio::spawn(async move { one(told.as_ref(), beat(run_id(1))).await });
+    while proxy.state.cuts.load(Ordering::SeqCst) == 0 {
+        tokio::task::yield_now().await;
+    }
+    // It is committed, but what would tell so cannot be read.
+    sql(&database.url, "ALTER TABLE beats RENAME COLUMN data TO moved").await.unwrap();
+    proxy.state.closed.store(false, Ordering::SeqCst);
+    let told = told.await.unwrap();
+    let is_doubtful = |why: &str| why.contains("not known whether") && why.contains("look before you repeat it");
+    assert!(matches!(&told, Err(CommandError::Failed(StoreError::Unavailable(why))) if is_doubtful(why)), "{told:?}");
+    sql(&database.url, "ALTER TABLE beats RENAME COLUMN moved TO data").await.unwrap();
+    assert_eq!(store.run(run_id(1)).await.unwrap().unwrap().version, 4);
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+#[tokio::test]
+async fn a_command_that_the_database_refuses_fails_no_other_of_its_batch() {
+    let place = Place::on(Backend::Postgres, NOW);
+    let store = place.store("a").await;
+    let runs: Vec<RunId> = (1..=24).map(run_id).collect();
+    for run in &runs {
+        one(store.as_ref(), create(*run)).await.unwrap();
+        one(store.as_ref(), beat(*run)).await.unwrap();
+    }
+    let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not this one'; END $$; \
+                  CREATE TRIGGER refuse BEFORE INSERT ON events FOR EACH ROW WHEN (NEW.body LIKE '%poison%') \
+                  EXECUTE FUNCTION refuse()";
+    sql(&place.database("a").await, refuse).await.unwrap();
+    place.clock.advance(Span::from_seconds(1));
+    let of = |nth: usize, run: RunId| match nth {
+        17 => Command::Heartbeat { report: report(run, 1, "c"), progress: Some("poison".into()) },
+        _ if nth.is_multiple_of(3) => Command::Heartbeat { report: report(run, 1, "c"), progress: Some(nth.into()) },
+        _ => beat(run),
+    };
+    let batch = runs.iter().enumerate().map(|(nth, run)| of(nth, *run)).collect();
+    for (nth, (run, outcome)) in runs.iter().zip(store.execute(batch).await).enumerate() {
+        let version = store.run(*run).await.unwrap().unwrap().version;
+        match outcome {
+            Err(CommandError::Failed(StoreError::Statement(_))) => assert_eq!((nth, version), (17, 3)),
+            outcome => {
+                let heard = outcome.unwrap().heard.unwrap();
+                assert_eq!((heard.run, heard.version, version), (*run, 4, 4));
+                assert_ne!(nth, 17);
+            }
+        }
+    }
+    assert_eq!(store.verify(&|_, _| ()).await.unwrap().damage, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_of_the_clock_is_recorded_though_the_first_commit_that_says_so_is_lost() {
     let place = Place::on(Backend::Postgres, NOW);
     let direct = place.database("a").await;

@@ -95,8 +95,8 @@ pub(super) const PREPARE: &str = concat!(
 /// claimed.
 type MoreFields = (i64, String, bool, Option<Vec<u8>>, i64);
 
-/// A heartbeat that was taken. Thousands are on their way at a time, and it matters how much memory they go through: so
-/// it holds what is said of each one, and [`More`] the rest.
+/// A heartbeat that was taken: what is said of each one. It is small for the reason that [`Told`] is; [`More`] holds the
+/// rest.
 #[derive(Debug)]
 pub(super) struct Accepted {
     /// The command's index in the batch.
@@ -361,7 +361,7 @@ pub(super) struct Answers {
 }
 
 impl Answers {
-    /// `at` is the stamp of the heartbeats.
+    /// Reads all that the answers need and that is not known of each heartbeat. `at` is the stamp that they have.
     pub(super) fn new(taken: Taken, known: &Known, at: Timestamp) -> Answers {
         let alike = |lane: &Name| Alike::new(lane.clone(), &known.service, at);
         let lanes = taken.lanes.iter().map(alike).collect();
@@ -373,7 +373,7 @@ impl Answers {
         self.taken.beats.len()
     }
 
-    /// Says each of them, with the index of its command in the batch.
+    /// Says them, each with the index of its command in the batch.
     pub(super) fn tell(mut self, mut say: impl FnMut(usize, Told)) {
         for (beat, More { lane, cancel_requested, claimed_at }) in self.taken.each() {
             let lane = &mut self.lanes[lane];
