@@ -11,9 +11,9 @@ use lastbeat_domain::{Name, Recorded, RefusalCode, Run, RunId, ServiceRecorded, 
 use lastbeat_store::compact::{Bounds, CompactionReport};
 use lastbeat_store::sqlite::SqliteStore;
 use lastbeat_store::{
-    Check, CheckedImport, Clock, CommandError, Due, FeedEntry, Filter, ImportError, ImportReport, LineSink, Observer,
-    Outcome, Progress, Question, ReapTally, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored, StreamPage,
-    VerifyReport, Watch,
+    Check, CheckedImport, Clock, CommandError, Due, Executing, FeedEntry, Filter, ImportError, ImportReport, LineSink,
+    Observer, Outcome, Progress, Question, ReapTally, RebuildReport, Sample, ServiceLog, Store, StoreError, Stored,
+    StreamPage, VerifyReport, Watch,
 };
 use lastbeat_sweeper::{SweepReport, Sweeper};
 use lastbeat_testkit::SimulatedClock;
@@ -175,18 +175,20 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[async_trait]
 impl Store for Between {
-    async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
-        if batch.iter().any(|command| matches!(command, Command::Reap { .. })) {
-            for intrusion in self.unused() {
-                self.intrude(intrusion).await.unwrap();
+    fn execute(&self, batch: Vec<Command>) -> Executing<'_> {
+        Box::pin(async move {
+            if batch.iter().any(|command| matches!(command, Command::Reap { .. })) {
+                for intrusion in self.unused() {
+                    self.intrude(intrusion).await.unwrap();
+                }
             }
-        }
-        let outcomes = self.inner.execute(batch.clone()).await;
-        for (command, outcome) in batch.into_iter().zip(&outcomes) {
-            let seen = Seen { parcel: Parcel { from: None, command }, said: Said::of(outcome) };
-            locked(&self.seen).push(seen);
-        }
-        outcomes
+            let outcomes = self.inner.execute(batch.clone()).await;
+            for (command, outcome) in batch.into_iter().zip(&outcomes) {
+                let seen = Seen { parcel: Parcel { from: None, command }, said: Said::of(outcome) };
+                locked(&self.seen).push(seen);
+            }
+            outcomes
+        })
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {

@@ -38,6 +38,7 @@ mod verify;
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::pin::Pin;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -161,6 +162,9 @@ impl Answer {
 /// What became of one command of a batch.
 pub type Outcome = Result<Answer, CommandError>;
 
+/// A batch that is being carried out, once it is waited for.
+pub type Executing<'s> = Pin<Box<dyn Future<Output = Vec<Outcome>> + Send + 's>>;
+
 /// Which runs to list.
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -232,7 +236,7 @@ pub type LineSink<'a> = dyn FnMut(&str) -> std::io::Result<()> + Send + 'a;
 pub trait Store: Send + Sync {
     /// Carries out a batch of commands and answers each, in order, once what it appended is durable. One bad command
     /// never fails the others. Commands about the same run are carried out in order, but not in one transaction.
-    async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome>;
+    fn execute(&self, batch: Vec<Command>) -> Executing<'_>;
 
     /// Returns the log's now: the later of the clock and the latest instant that the store holds.
     async fn now(&self) -> Result<Timestamp, StoreError>;

@@ -7,11 +7,12 @@ use foldhash::fast::RandomState;
 use lastbeat_domain::decide::{Command, IdempotencyKey};
 use lastbeat_domain::{Name, RunId};
 use tokio::sync::mpsc::error::{SendError, TrySendError};
+use tokio::sync::oneshot::error::RecvError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{CommandError, ImportError, StoreError};
 use crate::import::{CheckedImport, ImportReport};
-use crate::{Answer, Heard, Outcome};
+use crate::{Answer, Executing, Heard, Outcome};
 
 /// Something for a writer to do.
 #[derive(Debug)]
@@ -61,10 +62,34 @@ impl From<Told> for Outcome {
 }
 
 /// Sends each command to its writer and returns the outcomes in the order of the commands.
-pub(crate) async fn execute<'w>(
+///
+/// Most calls bring one heartbeat, and thousands of them wait at a time: so such a call keeps next to nothing
+/// meanwhile, and is no part of the future of one that brings many.
+pub(crate) fn execute<'s>(
     commands: Vec<Command>,
-    writer: impl Fn(&Command) -> &'w mpsc::Sender<Job>,
-) -> Vec<Outcome> {
+    writer: impl Fn(&Command) -> &'s mpsc::Sender<Job> + Send + Sync + 's,
+) -> Executing<'s> {
+    if commands.len() > 1 {
+        return Box::pin(execute_many(commands, writer));
+    }
+    Box::pin(async move {
+        let Some((answer, room)) = send_only(commands, writer) else { return Vec::new() };
+        if let Some(room) = room {
+            let _ = room.await;
+        }
+        vec![outcome(answer.await)]
+    })
+}
+
+/// Sends the only command, if there is one.
+fn send_only<'s>(
+    mut commands: Vec<Command>,
+    writer: impl Fn(&Command) -> &'s mpsc::Sender<Job>,
+) -> Option<(oneshot::Receiver<Told>, Option<Room<'s>>)> {
+    commands.pop().map(|command| send(writer(&command), command))
+}
+
+async fn execute_many<'s>(commands: Vec<Command>, writer: impl Fn(&Command) -> &'s mpsc::Sender<Job>) -> Vec<Outcome> {
     let mut answers = Vec::with_capacity(commands.len());
     for (answer, room) in commands.into_iter().map(|command| send(writer(&command), command)) {
         if let Some(room) = room {
@@ -77,9 +102,14 @@ pub(crate) async fn execute<'w>(
         let told = answer.await;
         // Not before: there is much to wait for, and nothing to keep meanwhile.
         outcomes.reserve(1 + answers.len());
-        outcomes.push(told.map_or_else(|_| Err(CommandError::Failed(StoreError::Closed)), Outcome::from));
+        outcomes.push(outcome(told));
     }
     outcomes
+}
+
+/// What became of a command, given what its writer told.
+fn outcome(told: Result<Told, RecvError>) -> Outcome {
+    told.map_or_else(|_| Err(CommandError::Failed(StoreError::Closed)), Outcome::from)
 }
 
 /// Waits for room in a writer's queue.
@@ -168,6 +198,7 @@ impl Queue {
                 None => return Err(NobodyLeft),
             }
         }
+        self.0.reserve(jobs.len().min(BATCH_COMMANDS_MAX));
         while self.0.len() < BATCH_COMMANDS_MAX {
             match jobs.try_recv() {
                 Ok(Job::Execute(waiting)) => self.0.push_back(waiting),

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
-use lastbeat_domain::decide::{Command, Report};
+use lastbeat_domain::decide::Command;
 use lastbeat_domain::run::{Claim, LastBeat, ProgressChange, Waiting};
 use lastbeat_domain::verdict::BasisFact;
 use lastbeat_domain::{ClaimId, LanePolicy, Listening, Name, Run, RunId, Span, Status, Timestamp, judge};
@@ -158,38 +158,39 @@ fn claims_matter(policy: &LanePolicy) -> bool {
 }
 
 /// A plain heartbeat that may be taken.
-pub(super) struct Plain<'c> {
+pub(super) struct Plain {
     /// The command's index in the batch.
     index: usize,
-    report: &'c Report,
+    run: RunId,
+    attempt: u32,
     claim: Option<Uuid>,
 }
 
 /// Returns the plain heartbeats of a batch, in the order in which their runs are locked; those left out that quote a
 /// claim which is no UUID, since such a claim does not stand in `beating`.
-pub(super) fn plain(batch: &[queue::Waiting]) -> Vec<Plain<'_>> {
-    let mut plain: Vec<Plain<'_>> = Vec::with_capacity(batch.len());
+pub(super) fn plain(batch: &[queue::Waiting]) -> Vec<Plain> {
+    let mut plain = Vec::with_capacity(batch.len());
     for (index, waiting) in batch.iter().enumerate() {
         let Command::Heartbeat { report, progress: None } = &waiting.command else { continue };
         let claim = report.claim.as_ref().map(ClaimId::as_uuid);
         if claim != Some(None) {
-            plain.push(Plain { index, report, claim: claim.flatten() });
+            plain.push(Plain { index, run: report.run, attempt: report.attempt, claim: claim.flatten() });
         }
     }
-    plain.sort_unstable_by_key(|beat| beat.report.run);
+    plain.sort_unstable_by_key(|beat| beat.run);
     plain
 }
 
 /// Takes what it may of plain heartbeats. The runs stay locked until the end of the transaction.
 pub(super) async fn accept(
     connection: &mut PgConnection,
-    plain: &[Plain<'_>],
+    plain: &[Plain],
     simulated: Option<i64>,
     known: &Known,
 ) -> Result<(Begun, Taken), StoreError> {
-    let ids: Vec<Uuid> = plain.iter().map(|beat| beat.report.run.as_uuid()).collect();
+    let ids: Vec<Uuid> = plain.iter().map(|beat| beat.run.as_uuid()).collect();
     // An attempt beyond the column's reach is nobody's.
-    let attempts: Vec<i32> = plain.iter().map(|beat| i32::try_from(beat.report.attempt).unwrap_or(-1)).collect();
+    let attempts: Vec<i32> = plain.iter().map(|beat| i32::try_from(beat.attempt).unwrap_or(-1)).collect();
     let claims: Vec<Option<Uuid>> = plain.iter().map(|beat| beat.claim).collect();
     let row = sqlx::query(ACCEPT)
         .bind(ids)
@@ -223,7 +224,7 @@ impl Begun {
 }
 
 impl Taken {
-    fn read(row: &PgRow, plain: &[Plain<'_>], at: Timestamp, known: &Known) -> Result<Taken, StoreError> {
+    fn read(row: &PgRow, plain: &[Plain], at: Timestamp, known: &Known) -> Result<Taken, StoreError> {
         let corrupt = |what: &str| StoreError::Corrupt(format!("a heartbeat came back with {what}"));
         let (ordinals, numbers): (Vec<i64>, Vec<i64>) = (row.try_get("ordinals")?, row.try_get("numbers")?);
         let versions: Vec<i64> = row.try_get("versions")?;
@@ -235,9 +236,9 @@ impl Taken {
             let beat = place.ok_or_else(|| corrupt("a place of its own"))?;
             let accepted = Accepted {
                 index: beat.index,
-                run: beat.report.run,
+                run: beat.run,
                 number: numbers[nth],
-                attempt: beat.report.attempt,
+                attempt: beat.attempt,
                 version: unsigned(versions[nth])?,
             };
             // What is said of some comes in the order in which all do.

@@ -50,7 +50,7 @@ use crate::service::ServiceLog;
 use crate::truth::Source;
 use crate::verify::{self, RebuildReport, VerifyReport};
 use crate::{
-    Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Question, Sample, Store, StreamPage, Watch,
+    Check, Due, Executing, FeedEntry, Filter, Judged, LineSink, Progress, Question, Sample, Store, StreamPage, Watch,
 };
 
 use self::clock::PgClock;
@@ -210,8 +210,8 @@ async fn snapshot<T>(
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
-        queue::execute(batch, |command| self.writer(command)).await
+    fn execute(&self, batch: Vec<Command>) -> Executing<'_> {
+        queue::execute(batch, |command| self.writer(command))
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {

@@ -40,7 +40,7 @@ use crate::service::ServiceLog;
 use crate::truth::Source;
 use crate::verify::{self, RebuildReport, VerifyReport};
 use crate::{
-    Check, Due, FeedEntry, Filter, Judged, LineSink, Outcome, Progress, Question, Sample, Store, StreamPage, Watch,
+    Check, Due, Executing, FeedEntry, Filter, Judged, LineSink, Progress, Question, Sample, Store, StreamPage, Watch,
 };
 
 use self::source::Snapshot;
@@ -99,8 +99,8 @@ impl SqliteStore {
 
 #[async_trait]
 impl Store for SqliteStore {
-    async fn execute(&self, batch: Vec<Command>) -> Vec<Outcome> {
-        queue::execute(batch, |_| &self.writer).await
+    fn execute(&self, batch: Vec<Command>) -> Executing<'_> {
+        queue::execute(batch, |_| &self.writer)
     }
 
     async fn now(&self) -> Result<Timestamp, StoreError> {
