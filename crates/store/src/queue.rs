@@ -63,8 +63,8 @@ impl From<Told> for Outcome {
 
 /// Sends each command to its writer and returns the outcomes in the order of the commands.
 ///
-/// Most calls bring one heartbeat, and thousands of them wait at a time: so such a call keeps next to nothing
-/// meanwhile, and is no part of the future of one that brings many.
+/// Most calls bring one heartbeat, and thousands of them wait at a time: so the future of such a call is one of its own,
+/// which keeps next to nothing meanwhile.
 pub(crate) fn execute<'s>(
     commands: Vec<Command>,
     writer: impl Fn(&Command) -> &'s mpsc::Sender<Job> + Send + Sync + 's,
@@ -271,7 +271,10 @@ fn payload_bytes(command: &Command) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::task::{Context, Poll, Waker};
+
     use lastbeat_domain::decide::{Report, RunSpec};
+    use lastbeat_domain::{Span, Timestamp};
     use uuid::Uuid;
 
     use super::*;
@@ -303,6 +306,59 @@ mod tests {
             batches.push(queue.next_batch().into_iter().map(run).collect());
         }
         batches
+    }
+
+    /// Takes the next command, answers it as a heartbeat of its run that was taken, and returns the run.
+    fn take(jobs: &mut mpsc::Receiver<Job>) -> RunId {
+        let Ok(Job::Execute(Waiting { command, reply })) = jobs.try_recv() else { panic!("no command came") };
+        let run = command.run().unwrap();
+        let (at, interval) = (Timestamp::from_micros(1), Span::from_seconds(1));
+        let heard = Heard { run, attempt: 1, version: 4, at, cancel_requested: false, interval, lapses_at: None };
+        let _ = reply.send(Told::Heard(heard));
+        run
+    }
+
+    #[test]
+    fn a_call_with_one_command_keeps_little_while_it_waits() {
+        let (writer, _jobs) = mpsc::channel(1);
+        let writer = &writer;
+        let call = execute(vec![waiting(1, None).command], |_| writer);
+        assert!(size_of_val(&*call) <= 96, "{} bytes", size_of_val(&*call));
+    }
+
+    #[test]
+    fn each_command_of_a_call_waits_for_room_and_for_its_own_answer() {
+        for count in [0, 1, 2, 5] {
+            let (writer, mut jobs) = mpsc::channel(1);
+            let writer = &writer;
+            writer.try_send(Job::Execute(waiting(99, None))).unwrap();
+            let mut call = execute((0..count).map(|run| waiting(run, None).command).collect(), |_| writer);
+            let mut poll = || call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            let runs: Vec<RunId> = (0..count).map(|run| RunId::from_uuid(Uuid::from_u128(run))).collect();
+            // Who has the only place goes first, then one after the other.
+            let queued = [99].into_iter().chain(0..count).filter(|_| count > 0);
+            for run in queued {
+                assert!(poll().is_pending());
+                assert_eq!(take(&mut jobs), RunId::from_uuid(Uuid::from_u128(run)));
+            }
+            let Poll::Ready(outcomes) = poll() else { panic!("not all was answered") };
+            let heard = |outcome: Outcome| outcome.unwrap().heard.unwrap().run;
+            assert_eq!(outcomes.into_iter().map(heard).collect::<Vec<_>>(), runs);
+        }
+    }
+
+    #[test]
+    fn a_call_to_a_writer_that_is_gone_says_so() {
+        for count in [1, 2] {
+            let (writer, jobs) = mpsc::channel(1);
+            drop(jobs);
+            let writer = &writer;
+            let mut call = execute((0..count).map(|run| waiting(run, None).command).collect(), |_| writer);
+            let outcomes = call.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            let Poll::Ready(outcomes) = outcomes else { panic!("it waits for nobody") };
+            let closed = |outcome: &Outcome| matches!(outcome, Err(CommandError::Failed(StoreError::Closed)));
+            assert!(outcomes.len() as u128 == count && outcomes.iter().all(closed), "{outcomes:?}");
+        }
     }
 
     #[test]
